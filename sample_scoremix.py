@@ -1,0 +1,247 @@
+"""Sample new classes by mixing the scores of existing ones at every step of the reverse diffusion (stage 5 of ScoreMix).
+
+    python sample_scoremix.py --generator runs/demo/generator --pairs runs/demo/pairs.csv --out runs/demo/mixed
+
+Reads   a generator, and a CSV with the columns class_1, class_2, ... (one column: the class is reproduced, not mixed).
+Writes  OUT/<class_1>+<class_2>/<index>.png, OUT/manifest.csv, OUT/preview.png (real, reproduced, mixes, reproduced, real).
+
+The same command goes on after a stop, and gives the same images on a CPU. Sources: ScoreMix (Rahimi & Marcel 2026, Sec. 3);
+DDPM (Ho et al. 2020); DDIM (Song et al. 2021); classifier-free guidance (Ho & Salimans 2022).
+"""
+
+import csv
+import hashlib
+import itertools
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from PIL import Image
+from tqdm import tqdm
+
+import stage
+from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8, to_x0
+
+
+def parse_args(argv=None):
+    parser = stage.Parser(__doc__)
+    g = parser.add_argument_group("inputs and output")
+    g.add_argument("--generator", required=True, metavar="RUN", help="run directory of train_diffusion.py, or a model.pt")
+    g.add_argument("--pairs", required=True, metavar="FILE", help="CSV of mine_pairs.py: which classes to mix")
+    g.add_argument("--out", required=True, metavar="DIR", help="the mixed image folder, a run directory as well")
+    g = parser.add_argument_group("mixing")
+    g.add_argument("--per-class", type=stage.number(int, 1), default=20, metavar="N", help="images of each new class")
+    g.add_argument("--weights", type=stage.number(float, -100, 100), nargs="+", metavar="LAM",
+                   help="weight of each class column, with sum 1 (default: equal)")
+    g.add_argument("--nonconvex", action="store_true", help="allow weights that are negative or do not sum to 1; mixed as x0")
+    g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
+                   help="classifier-free guidance; 1: none, and one network evaluation less")
+    g = parser.add_argument_group("solver")
+    g.add_argument("--solver", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ddim with --eta 1")
+    g.add_argument("--steps", type=stage.number(int, 1, 1000), default=25, help="steps; every one evaluates each class once")
+    g.add_argument("--eta", type=stage.number(float, 0, 1), default=0.0, help="share of fresh noise a step; 0: deterministic")
+    g = parser.add_argument_group("running")
+    g.add_argument("--batch", type=stage.number(int, 1), default=50, metavar="B", help="images sampled at once")
+    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="the noise is a function of (seed, classes, index) alone")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    args = parser.parse_args(argv)
+    if args.solver == "ddpm" and args.eta not in (0.0, 1.0):
+        raise stage.StageError("--eta belongs to --solver ddim; ddpm is eta 1")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------- mixing and sampling
+def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tensor, weights, guidance: float = 1.0,
+                   clip: bool = True):
+    """The closure `denoise(x_t, t) -> x0` of the mixed score, ScoreMix Sec. 3: one batched network call for all classes.
+
+    y (B, M) long, the M classes of every image; weights: M numbers. For weights that sum to 1, mixing x0, eps, v or the
+    scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score; x0 is the one that is also defined
+    for other weights. Guidance: x0_null + g (x0_mixed - x0_null). The clip, which is not linear, comes after the mix.
+    """
+    m = y.shape[1]
+    lam = torch.tensor(weights, dtype=torch.float32, device=y.device)
+    a_table, s_table = (torch.from_numpy(np.sqrt(v)).float().to(y.device) for v in (schedule.abar, 1 - schedule.abar))
+    guided = guidance != 1
+    labels = torch.cat([y, torch.full_like(y[:, :1], model.num_classes)], dim=1) if guided else y  # (B, M or M + 1)
+    labels = rearrange(labels, "b m -> (m b)")
+
+    def denoise(x_t, t):
+        k = m + guided
+        x, times = repeat(x_t, "b c h w -> (k b) c h w", k=k), t.repeat(k)
+        a, s = (table[times][:, None, None, None] for table in (a_table, s_table))
+        x0 = to_x0(predict, model(x, times, labels).float(), x, a, s)
+        x0 = rearrange(x0, "(k b) c h w -> k b c h w", k=k)
+        mixed = torch.einsum("m,mbchw->bchw", lam, x0[:m])  # s(x,t) = sum_i lam_i s(x,t|y_i)
+        if guided:
+            mixed = torch.lerp(x0[m], mixed, guidance)
+        return mixed.clamp(-1, 1) if clip else mixed
+    return denoise
+
+
+def timesteps(T: int, steps: int) -> list[int]:
+    """Falling times from the last training step T-1 (trailing spacing, Lin et al. 2024) to -1, the clean image."""
+    return [round(T - i * T / steps) - 1 for i in range(steps)] + [-1]
+
+
+def draw_noise(generators: list, shape, device) -> torch.Tensor:
+    """Standard normal (B, *shape), each image from its own CPU generator, so that it does not depend on the batch."""
+    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+
+@torch.no_grad()
+def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim", steps: int = 25, eta: float = 0.0,
+           generators: list | None = None) -> torch.Tensor:
+    """Run the reverse diffusion from x_T (B, C, H, W) to images of the same shape.
+
+    denoise(x_t, t) -> x0 with t (B,) long; mixing, guidance and clipping are its affair. eps is derived from the x0 it
+    returns, so a clipped x0 stays consistent. generators: one a image, needed where noise is added (eta > 0, ddpm).
+    """
+    eta = 1.0 if solver == "ddpm" else eta  # DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, Sec. 4.1)
+    x = x_T
+    for t, t_next in itertools.pairwise(timesteps(schedule.T, steps)):
+        a, s = schedule.coefficients(t)
+        a_next, s_next = schedule.coefficients(t_next)
+        x0 = denoise(x, torch.full((len(x),), t, device=x.device))
+        eps = (x - a * x0) / s
+        sigma = eta * s_next / s * math.sqrt(1 - (a / a_next) ** 2)  # Song et al. 2021, Eq. 16
+        x = a_next * x0 + math.sqrt(s_next ** 2 - sigma ** 2) * eps  # Song et al. 2021, Eq. 12
+        if sigma > 0:
+            x = x + sigma * draw_noise(generators, x.shape[1:], x.device)
+    return x
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+def read_pairs(path, classes: list[str]) -> list[tuple[str, ...]]:
+    """The class names in each row of a pairs file, checked against the generator's classes."""
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            header, *rows = csv.reader(file)
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise stage.StageError(f"cannot read the pairs file {path}: {error or 'it is empty'}") from None
+    columns = [c for c in header if c.startswith("class_")]
+    if not columns or columns != [f"class_{i + 1}" for i in range(len(columns))] or header[:len(columns)] != columns:
+        raise stage.StageError(f"the pairs file {path} has the columns {','.join(header)}; expected class_1,class_2,...,distance")
+    known, mixes = set(classes), []
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise stage.StageError(f"line {line} of {path} has {len(row)} columns instead of {len(header)}")
+        mix = tuple(row[:len(columns)])
+        unknown = [c for c in mix if c not in known]
+        if unknown:
+            raise stage.StageError(f"line {line} of {path}: the generator has no class {unknown[0]!r}; mine pairs on its own data")
+        if len(set(mix)) < len(mix) or mix in mixes:
+            raise stage.StageError(f"line {line} of {path} repeats a class or a mix: {' + '.join(mix)}")
+        mixes.append(mix)
+    if not mixes:
+        raise stage.StageError(f"the pairs file {path} has no rows")
+    return mixes
+
+
+def folder_name(mix: tuple[str, ...]) -> str:
+    """The class name of a mix; a single class keeps its own, and so joins it. Nobody parses it: the manifest tells."""
+    if len(mix) == 1:
+        return mix[0]
+    name = "+".join(c.replace("%", "%25").replace("+", "%2B").replace("/", "%2F") for c in mix)
+    if len(name.encode()) > 200:  # file systems allow 255 bytes
+        name = f"{name.encode()[:180].decode(errors='ignore')}~{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
+
+
+def image_generator(seed: int, mix: tuple[str, ...], index: int) -> torch.Generator:
+    """The random numbers of one image: a function of (seed, class names in order, index) alone."""
+    return torch.Generator().manual_seed(stage.seed_of("image", seed, *mix, index))
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    stage.write_atomic(path, lambda p: Image.fromarray(image.squeeze()).save(p, "PNG"))  # (H, W, C)
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: int) -> None:
+    """A picture, a row for each of up to 8 mixes: real a, reproduced a, mixes, reproduced b, real b."""
+    size, channels, first = saved["config"]["size"], saved["config"]["channels"], {}
+    for root in (r for r in saved["data"] if Path(r).is_dir()):
+        classes, paths, labels = stage.scan([root])
+        first.update({classes[label]: p for label, p in reversed(list(zip(labels, paths)))})
+    if not first:
+        print(f"the preview is without real images: {' '.join(saved['data'])} is not here any more")
+    mixes = [mixes[i] for i in np.unique(np.linspace(0, len(mixes) - 1, 8).round().astype(int))]
+    real = {c: stage.decode(first[c], size, channels).transpose(1, 2, 0) for mix in mixes for c in mix if c in first}
+    alone, rows = iter(reproduce([(mix, c) for mix in mixes for c in mix])), []
+    for mix in mixes:
+        made = [stage.decode(path.parent / folder_name(mix) / f"{i}.png", size, channels).transpose(1, 2, 0)
+                for i in range(min(5, per_class))]
+        left, *right = [(real.get(c), next(alone)) for c in mix]
+        rows.append([*left, *made, *itertools.chain.from_iterable(pair[::-1] for pair in right)])
+    save_grid(path, rows)
+
+
+def run(args) -> None:
+    device, schedule = stage.pick_device(args.device), Schedule()
+    args.generator = str(stage.model_path(args.generator))
+    model, saved = load_generator(args.generator, device)
+    mixes = read_pairs(args.pairs, saved["classes"])
+    order = len(mixes[0])
+    weights = args.weights or [1 / order] * order
+    if len(weights) != order:
+        raise stage.StageError(f"--weights has {len(weights)} numbers, but {args.pairs} mixes {order} classes; give {order}")
+    if not args.nonconvex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
+        raise stage.StageError(f"--weights {' '.join(map(str, weights))} are not convex: none may be negative and the sum must "
+                               f"be 1, not {sum(weights):g}; --nonconvex allows it")
+    folders = [folder_name(mix) for mix in mixes]
+    clash = set(folders) & set(saved["classes"]) if order > 1 else ()
+    if clash:
+        raise stage.StageError(f"the mix {min(clash)} would carry the name of an existing class; rename that class")
+    config, ids = saved["config"], {c: i for i, c in enumerate(saved["classes"])}
+    shape, passes = (config["channels"], config["size"], config["size"]), args.steps * (order + (args.guidance != 1))
+    flops = stage.count_flops(model, torch.zeros(1, *shape, device=device), *torch.zeros(2, 1, dtype=torch.long, device=device))
+    out = stage.Run("sample_scoremix", args, {"generator": args.generator, "pairs": args.pairs},
+                    {"weights": weights, "images": len(mixes) * args.per_class, "evaluations_per_image": passes,
+                     "flops_per_evaluation": flops})
+    work = [(mix, index) for mix in mixes for index in range(args.per_class)]
+    target = {item: out.dir / folder_name(item[0]) / f"{item[1]}.png" for item in work}
+    for folder in folders:
+        (out.dir / folder).mkdir(exist_ok=True)
+
+    def draw(keys, names, lam):
+        """Images (B, H, W, C) of the classes in `names`, a tuple an image, from the noise of the `keys` (mix, index)."""
+        generators = [image_generator(args.seed, mix, index) for mix, index in keys]
+        x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
+        y = torch.tensor([[ids[c] for c in mix] for mix in names], device=device)
+        denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, args.guidance)
+        return to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, args.eta, generators))
+    batches = [work[i:i + args.batch] for i in range(0, len(work), args.batch)]
+    missing = [b for b in batches if not all(target[item].exists() for item in b)]
+    done = len(work) - sum(map(len, missing))
+    with ThreadPoolExecutor(4) as writers, tqdm(total=len(work), initial=done, desc=out.dir.name, unit="img") as bar:
+        for batch in missing:  # always whole: a batch decides its images' last bit of rounding
+            images = draw(batch, [mix for mix, _ in batch], weights)
+            written = [writers.submit(write_png, target[item], image) for item, image in zip(batch, images)]
+            out.spend(device, images=len(batch), network_evaluations=passes * len(batch), flops=passes * flops * len(batch))
+            bar.update(len(batch))
+    for future in written if missing else ():
+        future.result()
+    write_preview(out.dir / "preview.png", mixes, lambda rows: draw([(mix, 0) for mix, _ in rows], [(c,) for _, c in rows], [1.0]),
+                  saved, args.per_class)
+
+    def write_manifest(path):
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["path", *(f"class_{i + 1}" for i in range(order)), *(f"weight_{i + 1}" for i in range(order)), "seed"])
+            table.writerows([target[item].relative_to(out.dir), *item[0], *weights, args.seed] for item in work)
+    stage.write_atomic(out.dir / "manifest.csv", write_manifest)
+    print(f"wrote {len(work)} images of {len(mixes)} classes to {out.dir}; look at {out.dir / 'preview.png'}")
+
+
+@stage.command
+def main(argv=None):
+    run(parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

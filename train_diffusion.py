@@ -1,0 +1,342 @@
+"""Train a class-conditional diffusion model on an image folder (stage 3 of ScoreMix).
+
+    python train_diffusion.py --data runs/demo/data/train --out runs/demo/generator --size 32
+
+Reads   DATA/<class>/<image>; the classes are the folders' names.
+Writes  OUT/model.pt (EMA weights, classes), OUT/samples-STEP.png (real above, reproduced below), OUT/log.jsonl, OUT/cost.json.
+
+The same command goes on after a stop. Sources: DDPM (Ho et al. 2020), cosine schedule (Nichol & Dhariwal 2021), adaptive
+group norm (Dhariwal & Nichol 2021), v-prediction (Salimans & Ho 2022), classifier-free guidance (Ho & Salimans 2022).
+"""
+
+import copy
+import math
+import sys
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL import Image
+from torch import nn
+
+import stage
+
+# Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
+SMALL = dict(steps=6000, batch=64, lr=1e-3, width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=2, ema=0.999)
+LARGE = dict(steps=180_000, batch=256, lr=2e-4, width=192, multipliers=[1, 2, 3, 4], blocks=3, attention=[2, 3], patch=1, ema=0.9999)
+WARMUP = 0.02  # share of the steps in which the learning rate rises to --lr; after it, a cosine down to a hundredth
+NULL_SHARE = 0.1  # share of the images trained without their class, for classifier-free guidance
+MAX_GRAD_NORM = 1.0
+
+
+def parse_args(argv=None):
+    parser = stage.Parser(__doc__)
+    g = parser.add_argument_group("data and output")
+    g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders, united by class name")
+    g.add_argument("--out", required=True, metavar="RUN", help="run directory")
+    g.add_argument("--size", type=stage.number(int, 8, 1024), default=112, help="images are SIZE x SIZE; sets the defaults below")
+    g.add_argument("--flip", action="store_true", default=True, help="mirror half of the images (on unless --no-flip)")
+    g.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror: for characters, say")
+    g = parser.add_argument_group("training (defaults: up to 64 pixels | above)")
+    for name, kind, text in (("steps", stage.number(int, 1), "optimiser steps"), ("batch", stage.number(int, 1), "images a step"),
+                             ("lr", stage.number(float, 0), "peak learning rate of AdamW"),
+                             ("ema", stage.number(float, 0, 1), "decay of the averaged weights, which are the ones that are kept")):
+        g.add_argument(f"--{name}", type=kind, help=f"{text} ({SMALL[name]} | {LARGE[name]})")
+    g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts")
+    g.add_argument("--dropout", type=stage.number(float, 0, 0.9), default=0.1, help="dropout inside the residual blocks")
+    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and noise")
+    g = parser.add_argument_group("network (defaults: up to 64 pixels | above)")
+    for name, text in (("width", "channels of the first level"), ("blocks", "residual blocks a level"),
+                       ("patch", "space-to-depth at the input: 2 quarters the work")):
+        g.add_argument(f"--{name}", type=stage.number(int, 1), help=f"{text} ({SMALL[name]} | {LARGE[name]})")
+    for name, text in (("multipliers", "width of each level; every level halves the resolution"),
+                       ("attention", "levels with self-attention, 0 the finest")):
+        g.add_argument(f"--{name}", type=stage.number(int, 0), nargs="*",
+                       help=f"{text} ({' '.join(map(str, SMALL[name]))} | {' '.join(map(str, LARGE[name]))})")
+    g = parser.add_argument_group("running")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    g.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast of the network alone")
+    g.add_argument("--compile", action="store_true", help="torch.compile the network: for long runs")
+    g.add_argument("--log-every", type=stage.number(int, 1), default=100, metavar="N", help="steps between log lines")
+    g.add_argument("--save-every", type=stage.number(int, 1), default=500, metavar="N", help="steps between checkpoints")
+    g.add_argument("--grid-every", type=stage.number(int, 1), default=2000, metavar="N", help="steps between sample grids")
+    g.add_argument("--keep-every", type=stage.number(int, 0), default=0, metavar="N", help="keep model-STEP.pt every N steps; 0: none")
+    args = parser.parse_args(argv)
+    for name, value in (SMALL if args.size <= 64 else LARGE).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    step = args.patch * 2 ** (len(args.multipliers) - 1)
+    if not args.multipliers or args.size % step or 0 in args.multipliers:
+        raise stage.StageError(f"--size {args.size} does not fit --patch {args.patch} and {len(args.multipliers)} levels: "
+                               f"it must be a multiple of {step}")
+    if args.width % 8:
+        raise stage.StageError(f"--width {args.width} must be a multiple of 8")
+    if any(level >= len(args.multipliers) for level in args.attention):
+        raise stage.StageError(f"--attention {args.attention} names a level that --multipliers {args.multipliers} has not")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------------------- network
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, channels // 4), channels)
+
+
+def zero(layer):
+    """A layer that starts at zero, so that its residual branch starts as the identity."""
+    for p in layer.parameters():
+        nn.init.zeros_(p)
+    return layer
+
+
+class ResBlock(nn.Module):
+    """norm-SiLU-conv, then adaptive norm-SiLU-dropout-conv: the condition scales and shifts the second norm."""
+
+    def __init__(self, c_in: int, c_out: int, c_emb: int, dropout: float):
+        super().__init__()
+        self.norm1, self.conv1 = norm(c_in), nn.Conv2d(c_in, c_out, 3, padding=1)
+        self.norm2, self.conv2 = norm(c_out), zero(nn.Conv2d(c_out, c_out, 3, padding=1))
+        self.condition = zero(nn.Linear(c_emb, 2 * c_out))
+        self.dropout = nn.Dropout(dropout)
+        self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
+
+    def forward(self, x, emb):
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.condition(emb)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)  # AdaGN, Dhariwal & Nichol 2021, Sec. 3.1
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class Attention(nn.Module):
+    """Self-attention over all positions, heads of up to 64 channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.heads = max(1, channels // 64)
+        self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zero(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x):
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three n d) h w -> three b n (h w) d", three=3, n=self.heads)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(h, "b n (h w) d -> b (n d) h w", h=x.shape[2]))
+
+
+class UNet(nn.Module):
+    """Noisy images, times and labels -> v or eps, of the images' shape.
+
+    The label `num_classes` is the null class (no condition). Resolution halves from level to level; `patch` folds pixels
+    into channels before the first and back after the last one.
+    """
+
+    def __init__(self, num_classes: int, channels: int, width: int, multipliers: list, blocks: int, attention: list,
+                 patch: int, dropout: float = 0.0):
+        super().__init__()
+        self.num_classes, self.patch, c_emb = num_classes, patch, 4 * width
+        self.time = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
+        self.label = nn.Embedding(num_classes + 1, c_emb)  # the last row is the null class
+        widths = [width * m for m in multipliers]
+
+        def block(c_in, c_out, level):
+            parts = [ResBlock(c_in, c_out, c_emb, dropout)] + [Attention(c_out)] * (level in attention)
+            return nn.ModuleList(parts)
+        self.conv_in = nn.Conv2d(channels * patch ** 2, width, 3, padding=1)
+        self.down, self.up, skips, c = nn.ModuleList(), nn.ModuleList(), [width], width
+        for level, w in enumerate(widths):
+            for _ in range(blocks):
+                self.down.append(block(c, w, level))
+                skips.append(c := w)
+            if level < len(widths) - 1:
+                self.down.append(nn.Conv2d(c, c, 3, stride=2, padding=1))
+                skips.append(c)
+        self.middle = nn.ModuleList([ResBlock(c, c, c_emb, dropout), Attention(c), ResBlock(c, c, c_emb, dropout)])
+        for level, w in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(block(c + skips.pop(), w, level))
+                c = w
+            if level:
+                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(c, c, 3, padding=1)))
+        self.norm_out, self.conv_out = norm(c), zero(nn.Conv2d(c, channels * patch ** 2, 3, padding=1))
+
+    def forward(self, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """x_t (B, C, H, W) float, t (B,) in training steps (fractions allowed), y (B,) long -> (B, C, H, W)."""
+        half = self.time[0].in_features // 2
+        frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=x_t.device) / half)
+        angles = t.float()[:, None] * frequencies  # (B, half)
+        emb = F.silu(self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.label(y))  # (B, 4 width)
+
+        def apply(module, h):
+            if isinstance(module, ResBlock):
+                return module(h, emb)
+            for part in module if isinstance(module, nn.ModuleList) else ():
+                h = apply(part, h)
+            return h if isinstance(module, nn.ModuleList) else module(h)
+        h = self.conv_in(rearrange(x_t, "b c (h p) (w q) -> b (c p q) h w", p=self.patch, q=self.patch))
+        skips = [h]
+        for module in self.down:
+            h = apply(module, h)
+            skips.append(h)
+        h = apply(self.middle, h)
+        for module in self.up:
+            h = apply(module, torch.cat([h, skips.pop()], dim=1) if isinstance(module, nn.ModuleList) else h)
+        h = self.conv_out(F.silu(self.norm_out(h)))
+        return rearrange(h, "b (c p q) h w -> b c (h p) (w q)", p=self.patch, q=self.patch)
+
+
+# ------------------------------------------------------------------------------------------------------ mathematics
+class Schedule:
+    """Cosine schedule: x_t = a_t x0 + s_t eps with a^2 + s^2 = 1, t = 0 ... T-1 (Nichol & Dhariwal 2021, Eq. 17).
+
+    `abar` (T,) is float64 and is used as float32 only in products with images. t = -1 stands for the clean image, abar = 1.
+    """
+
+    def __init__(self, T: int = 1000):
+        f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+        self.T, self.abar = T, np.cumprod(np.maximum(f[1:] / f[:-1], 0.001))  # beta <= 0.999: sigma ends at about 20,000
+
+    def coefficients(self, t: int) -> tuple[float, float]:
+        """a_t and s_t as Python floats; (1, 0) for t = -1."""
+        abar = 1.0 if t < 0 else float(self.abar[t])
+        return math.sqrt(abar), math.sqrt(1 - abar)
+
+
+def per_image(table: np.ndarray, t: torch.Tensor) -> torch.Tensor:
+    """table[t] as float32 (B, 1, 1, 1) on t's device."""
+    return torch.from_numpy(table).to(t.device, torch.float32)[t][:, None, None, None]
+
+
+def to_x0(predict: str, out: torch.Tensor, x_t: torch.Tensor, a, s) -> torch.Tensor:
+    """The clean image that a prediction stands for: x0 = a x_t - s v (Salimans & Ho 2022), or (x_t - s eps) / a."""
+    return a * x_t - s * out if predict == "v" else (x_t - s * out) / a
+
+
+def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule, predict: str) -> torch.Tensor:
+    """Mean squared error of v or eps at random times and noise: x0 (B, C, H, W) in [-1, 1], y (B,) -> scalar."""
+    b = len(x0)
+    u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1  # stratified: less noise in the loss
+    t = (u * schedule.T).long().clamp(max=schedule.T - 1)
+    a, s = per_image(np.sqrt(schedule.abar), t), per_image(np.sqrt(1 - schedule.abar), t)
+    eps = torch.randn_like(x0)
+    target = a * eps - s * x0 if predict == "v" else eps
+    return F.mse_loss(model(a * x0 + s * eps, t, y).float(), target)
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """ema <- d ema + (1 - d) model, with d rising to `decay` so that the first steps are soon forgotten."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - min(decay, (1 + step) / (10 + step)))
+    for old, new in zip(ema.buffers(), model.buffers()):
+        old.copy_(new)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then a cosine from `peak` to a hundredth of it."""
+    warmup = max(1, round(WARMUP * steps))
+    progress = max(0, step - warmup) / max(1, steps - warmup)
+    return peak * min(1, (step + 1) / warmup) * (0.505 + 0.495 * math.cos(math.pi * progress))
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+def build(config: dict, num_classes: int) -> UNet:
+    """The network of a model.pt's config."""
+    keys = ("channels", "width", "multipliers", "blocks", "attention", "patch", "dropout")
+    return UNet(num_classes, **{k: config[k] for k in keys})
+
+
+def load_generator(path, device) -> tuple[UNet, dict]:
+    """The network with its EMA weights, ready to sample, and the dict of its model.pt (config, classes)."""
+    saved = stage.load_model(path, "generator")
+    model = build(saved["config"], len(saved["classes"]))
+    model.load_state_dict(saved["weights"])
+    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), saved
+
+
+def to_uint8(x: torch.Tensor) -> np.ndarray:
+    """Images in [-1, 1], (B, C, H, W) -> uint8 (B, H, W, C) on the CPU."""
+    return x.add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def save_grid(path, rows: list) -> None:
+    """Write a picture: a list of rows, each a list of uint8 (H, W, C) images or None; enlarged if they are small."""
+    blank = np.full_like(next(i for row in rows for i in row if i is not None), 255)
+    picture = np.concatenate([np.concatenate([blank if i is None else i for i in row], axis=1) for row in rows])
+    zoom = max(1, 96 // blank.shape[0])
+    image = Image.fromarray(picture.squeeze()).resize((picture.shape[1] * zoom, picture.shape[0] * zoom), Image.NEAREST)
+    stage.write_atomic(path, lambda p: image.save(p, "PNG"))
+
+
+def sample_grid(model, schedule, predict: str, images: stage.Images, path, device, columns: int = 10) -> None:
+    """Real images of some classes above; below, three images reproduced from each class alone by 50 steps of DDIM."""
+    from sample_scoremix import mixed_denoiser, sample  # the sampler's file imports this one
+    chosen = np.linspace(0, len(images.classes) - 1, min(columns, len(images.classes))).round().astype(int)
+    first = torch.tensor([int((images.labels == int(c)).nonzero()[0]) for c in chosen])
+    rows = [list(images[first].permute(0, 2, 3, 1).numpy())]
+    y = torch.from_numpy(chosen).to(device).repeat(3)[:, None]  # (3 * columns, 1): one class an image
+    noise = torch.randn(len(y), images.channels, images.size, images.size, generator=torch.Generator().manual_seed(0))
+    denoise = mixed_denoiser(model, schedule, predict, y, [1.0])
+    x = to_uint8(sample(denoise, noise.to(device), schedule, "ddim", 50))
+    save_grid(path, rows + [list(r) for r in np.split(x, 3)])
+
+
+def run(args) -> None:
+    device, schedule = stage.pick_device(args.device), Schedule()
+    images = stage.Images(args.data, args.size)
+    if len(images.classes) < 2:
+        raise stage.StageError(f"only the class {images.classes[0]} in {args.data[0]}; ScoreMix needs at least two")
+    config = {k: getattr(args, k) for k in ("size", "width", "multipliers", "blocks", "attention", "patch", "dropout",
+                                            "predict", "flip")} | {"channels": images.channels, "T": schedule.T}
+    torch.manual_seed(args.seed)
+    model = build(config, len(images.classes)).to(device, memory_format=torch.channels_last)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    one = torch.zeros(1, images.channels, args.size, args.size, device=device)
+    flops = stage.count_flops(ema, one, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
+    derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
+               "parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
+    out = stage.Run("train_diffusion", args, {"data": args.data}, derived)
+    if (out.dir / "model.pt").exists():
+        print(f"already trained: {out.dir / 'model.pt'}")
+        return
+    print(", ".join(f"{k} {v:,}" for k, v in derived.items()), f"on {device}")
+    network = torch.compile(model) if args.compile else model
+    order = stage.batch_order(len(images.paths), args.batch, args.seed)
+
+    def batch(i):
+        index = order(i)
+        return images[index], images.labels[index]
+
+    def step(i, data):
+        x, y = (d.to(device, non_blocking=True) for d in data)
+        x0 = x.float().div(127.5).sub(1).to(memory_format=torch.channels_last)
+        if args.flip:
+            x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
+        y = torch.where(torch.rand(len(y), device=device) < NULL_SHARE, model.num_classes, y)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(i, args.steps, args.lr)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            loss = diffusion_loss(network, x0, y, schedule, args.predict)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        optimizer.step()
+        update_ema(ema, model, args.ema, i)
+        if (i + 1) % args.grid_every == 0 or i + 1 == args.steps:
+            sample_grid(ema.eval(), schedule, args.predict, images, out.dir / f"samples-{i + 1}.png", device)
+        return {"loss": loss, "grad_norm": grad_norm}
+
+    def export():
+        return {"kind": "generator", "config": config, "classes": images.classes, "data": [str(d) for d in args.data],
+                "weights": {k: v.cpu() for k, v in ema.state_dict().items()}}
+    model.train()
+    out.train({"model": model, "ema": ema, "optimizer": optimizer}, batch, step, export, device,
+              images=args.batch, network_evaluations=args.batch, flops=3 * flops * args.batch)
+    print(f"wrote {out.dir / 'model.pt'}; look at {out.dir / f'samples-{args.steps}.png'}")
+
+
+@stage.command
+def main(argv=None):
+    run(parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

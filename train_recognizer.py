@@ -1,0 +1,266 @@
+"""Train a recogniser, an IResNet under the ArcFace loss, on one or more image folders (stages 1 and 6 of ScoreMix).
+
+    python train_recognizer.py --data runs/demo/data/train --out runs/demo/real --arch small --size 32
+    python train_recognizer.py --data runs/demo/data/train runs/demo/mixed --out runs/demo/scoremix --arch small --size 32
+
+Reads   DATA/<class>/<image>; folders are united by class name, so mixed classes come in as new classes.
+Writes  OUT/model.pt (backbone with InsightFace's key names, head, classes), OUT/log.jsonl, OUT/cost.json.
+
+The same command goes on after a stop. Sources: ArcFace (Deng et al. 2019); IResNet as in InsightFace's arcface_torch.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import stage
+
+# arch -> blocks of the four levels, width of the first level, embedding dimension
+ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "ir18": ((2, 2, 2, 2), 64, 512), "ir34": ((3, 4, 6, 3), 64, 512),
+         "ir50": ((3, 4, 14, 3), 64, 512), "ir101": ((3, 13, 30, 3), 64, 512)}
+SMALL = dict(steps=1500, batch=64, lr=0.1, margin=0.3, scale=32.0)  # defaults of `small`
+LARGE = dict(steps=30_000, batch=256, lr=0.1, margin=0.5, scale=64.0)  # defaults of the others
+WARMUP = 0.05  # share of the steps in which the learning rate rises to --lr; after it, a cosine down to 0
+MARGIN_WARMUP = 0.2  # share of the steps in which the margin rises to --margin
+MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+SHIFT, ZOOM, ROTATION = 0.06, 0.08, 8.0  # augmentation: up to this share of the side, this factor, these degrees
+LIGHT, LOW_RESOLUTION = 0.25, 0.2  # brightness and contrast by up to this share; share of the images made coarse
+
+
+def parse_args(argv=None):
+    parser = stage.Parser(__doc__)
+    g = parser.add_argument_group("data and output")
+    g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders, united by class name")
+    g.add_argument("--out", required=True, metavar="RUN", help="run directory")
+    g.add_argument("--size", type=stage.number(int, 16, 1024), default=112, help="images are SIZE x SIZE, a multiple of 16")
+    g.add_argument("--flip", action="store_true", default=True, help="mirror half of the images (on unless --no-flip)")
+    g.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror, here and in later stages: for characters")
+    g = parser.add_argument_group("model and loss (defaults: small | others)")
+    g.add_argument("--arch", choices=list(ARCHS), default="ir50", help="backbone; small is for images of about 32 pixels")
+    g.add_argument("--init", metavar="MODEL", help="start from this recogniser: its backbone, and its head where classes agree")
+    g.add_argument("--margin", type=stage.number(float, 0, math.pi / 2),
+                   help=f"angular margin m, in radians ({SMALL['margin']} | {LARGE['margin']})")
+    g.add_argument("--scale", type=stage.number(float, 1), help=f"scale s of the cosines ({SMALL['scale']} | {LARGE['scale']})")
+    g = parser.add_argument_group("training (defaults: small | others)")
+    g.add_argument("--steps", type=stage.number(int, 1), help=f"SGD steps ({SMALL['steps']} | {LARGE['steps']})")
+    g.add_argument("--batch", type=stage.number(int, 2), help=f"images a step ({SMALL['batch']} | {LARGE['batch']})")
+    g.add_argument("--lr", type=stage.number(float, 0), help=f"peak learning rate ({SMALL['lr']} | {LARGE['lr']})")
+    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and augmentation")
+    g = parser.add_argument_group("running")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    g.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast of the backbone alone")
+    g.add_argument("--compile", action="store_true", help="torch.compile the backbone: for long runs")
+    g.add_argument("--log-every", type=stage.number(int, 1), default=100, metavar="N", help="steps between log lines")
+    g.add_argument("--save-every", type=stage.number(int, 1), default=500, metavar="N", help="steps between checkpoints")
+    g.add_argument("--keep-every", type=stage.number(int, 0), default=0, metavar="N", help="keep model-STEP.pt every N steps; 0: none")
+    args = parser.parse_args(argv)
+    for name, value in (SMALL if args.arch == "small" else LARGE).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.size % 16:
+        raise stage.StageError(f"--size {args.size} must be a multiple of 16: the backbone halves it four times")
+    return args
+
+
+# ---------------------------------------------------------------------------------------------------------- network
+class IBasicBlock(nn.Module):
+    """The improved residual block: BN-conv-BN-PReLU-conv-BN, without an activation after the sum (Deng et al. 2019, Sec. 3)."""
+
+    def __init__(self, c_in: int, c_out: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(c_in)
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.prelu = nn.PReLU(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(c_out)
+        self.downsample = None
+        if stride > 1 or c_in != c_out:
+            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x):
+        h = self.conv1(self.bn1(x))
+        h = self.bn3(self.conv2(self.prelu(self.bn2(h))))
+        return h + (x if self.downsample is None else self.downsample(x))
+
+
+class IResNet(nn.Module):
+    """Images (B, C, size, size) in [-1, 1] -> embeddings (B, dim), not normalised. Four levels, each halves the resolution.
+
+    Modules carry InsightFace's names, so that state dicts load in both directions.
+    """
+
+    def __init__(self, arch: str, size: int, channels: int = 3):
+        super().__init__()
+        depths, width, dim = ARCHS[arch]
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1, self.prelu = nn.BatchNorm2d(width), nn.PReLU(width)
+        c = width
+        for level, depth in enumerate(depths):
+            blocks = []
+            for i in range(depth):
+                blocks.append(IBasicBlock(c, width << level, stride=1 if i else 2))
+                c = width << level
+            setattr(self, f"layer{level + 1}", nn.Sequential(*blocks))
+        self.bn2 = nn.BatchNorm2d(c)
+        self.fc = nn.Linear(c * (size // 16) ** 2, dim)
+        self.features = nn.BatchNorm1d(dim)
+        self.features.weight.requires_grad_(False)  # fixed at 1, as InsightFace has it
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.prelu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.features(self.fc(self.bn2(x).flatten(1)))
+
+
+# ------------------------------------------------------------------------------------------------------ mathematics
+def arcface(cosine: torch.Tensor, y: torch.Tensor, s: float, m: float) -> torch.Tensor:
+    """Logits of ArcFace (Deng et al. 2019, Eq. 3): s cos(theta_y + m) for the label, s cos(theta_j) for the others.
+
+    cosine (B, K), y (B,) long -> (B, K) float32, with the gradient of this very formula by autograd. Where theta + m would
+    pass pi, cos turns upward again; there the logit goes on falling as s (cos(theta) - m sin(m)).
+    """
+    cosine = cosine.float()
+    target = cosine.gather(1, y[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)  # (B, 1); acos has no gradient at the ends
+    theta = torch.acos(target)
+    with_margin = torch.where(theta + m < math.pi, torch.cos(theta + m), target - m * math.sin(m))
+    return s * cosine.scatter(1, y[:, None], with_margin)
+
+
+def preprocess(images: torch.Tensor) -> torch.Tensor:
+    """uint8 (B, C, H, W) -> float in [-1, 1]: the one preprocessing of training, mining and evaluation."""
+    return images.float().sub(127.5).div(127.5).contiguous(memory_format=torch.channels_last)
+
+
+def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
+    """Random flip, shift, zoom and rotation, light, and low resolution of a batch (B, C, H, W) in [-1, 1], on its device."""
+    b, size = len(x), x.shape[-1]
+
+    def uniform(limit, *shape):  # (B, *shape) in [-limit, limit]
+        return (2 * torch.rand(b, *shape, device=x.device) - 1) * limit
+    angle, zoom = uniform(ROTATION * math.pi / 180), 1 + uniform(ZOOM)
+    mirror = torch.where(uniform(1) < 0, -1.0, 1.0) if flip else torch.ones_like(zoom)
+    cos, sin = angle.cos() * zoom, angle.sin() * zoom
+    shift = uniform(2 * SHIFT, 2)  # affine_grid's coordinates span 2
+    affine = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
+    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    x = (x - mean) * (1 + uniform(LIGHT, 1, 1, 1)) + mean + uniform(LIGHT, 1, 1, 1)  # contrast, then brightness
+    coarse = F.interpolate(x, size=size // 2, mode="area")
+    coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
+    x = torch.where(torch.rand(b, 1, 1, 1, device=x.device) < LOW_RESOLUTION, coarse, x)
+    return x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then a cosine from `peak` to 0."""
+    warmup = max(1, round(WARMUP * steps))
+    progress = max(0, step - warmup) / max(1, steps - warmup)
+    return peak * min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * progress)) / 2
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+def load_recognizer(path, device) -> tuple[IResNet, dict]:
+    """The backbone, ready to embed, and the dict of its model.pt (config, classes, head)."""
+    saved = stage.load_model(path, "recognizer")
+    model = IResNet(saved["config"]["arch"], saved["config"]["size"], saved["config"]["channels"])
+    model.load_state_dict(saved["weights"])
+    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), saved
+
+
+@torch.no_grad()
+def embed(model: IResNet, images: stage.Images, flip: bool, device, batch: int = 256) -> torch.Tensor:
+    """Unit embeddings z (N, dim) of a whole image set, on the CPU; with `flip`, of the sum of image and mirror image."""
+    found = []
+    for index in torch.arange(len(images.paths)).split(batch):
+        x = preprocess(images[index].to(device))
+        z = model(x) + model(x.flip(3)) if flip else model(x)
+        found.append(F.normalize(z.float()).cpu())
+    return torch.cat(found)
+
+
+def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], path: str, config: dict) -> int:
+    """Copy the backbone of a recogniser, and the head rows of classes of the same name; the number of those rows."""
+    saved = stage.load_model(path, "recognizer")
+    differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]
+    if differ:
+        raise stage.StageError(f"--init {path} has another {differ[0]}: {saved['config'][differ[0]]}, not {config[differ[0]]}")
+    model.load_state_dict(saved["weights"])
+    rows = {c: i for i, c in enumerate(saved["classes"])}
+    shared = [(i, rows[c]) for i, c in enumerate(classes) if c in rows]
+    if shared:
+        new, old = map(list, zip(*shared))
+        head.data[new] = saved["head"][old]
+    return len(shared)
+
+
+def run(args) -> None:
+    device = stage.pick_device(args.device)
+    images = stage.Images(args.data, args.size)
+    if len(images.classes) < 2:
+        raise stage.StageError(f"only the class {images.classes[0]} in {' '.join(args.data)}; a recogniser needs at least two")
+    config = {"arch": args.arch, "size": args.size, "channels": images.channels, "flip": args.flip, "mean": 127.5, "std": 127.5}
+    torch.manual_seed(args.seed)
+    model = IResNet(args.arch, args.size, images.channels)
+    head = nn.Parameter(torch.randn(len(images.classes), ARCHS[args.arch][2]) * 0.01)
+    inputs, derived = {"data": args.data}, {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels}
+    if args.init:
+        args.init = str(stage.model_path(args.init))
+        inputs["init"], derived["head_rows_taken_over"] = args.init, take_over(model, head, images.classes, args.init, config)
+    model = model.to(device, memory_format=torch.channels_last)
+    head = nn.Parameter(head.to(device))
+    flops = stage.count_flops(model.eval(), torch.zeros(1, images.channels, args.size, args.size, device=device))
+    derived |= {"parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
+    out = stage.Run("train_recognizer", args, inputs, derived)
+    if (out.dir / "model.pt").exists():
+        print(f"already trained: {out.dir / 'model.pt'}")
+        return
+    print(", ".join(f"{k} {v:,}" for k, v in derived.items()), f"on {device}")
+    trained = [p for p in model.parameters() if p.requires_grad] + [head]
+    optimizer = torch.optim.SGD(trained, args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
+    network = torch.compile(model) if args.compile else model
+    order = stage.batch_order(len(images.paths), args.batch, args.seed)
+
+    def batch(i):
+        index = order(i)
+        return images[index], images.labels[index]
+
+    def step(i, data):
+        x, y = (d.to(device, non_blocking=True) for d in data)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(i, args.steps, args.lr)
+        margin = args.margin * min(1, (i + 1) / (MARGIN_WARMUP * args.steps))
+        x = augment(preprocess(x), args.flip)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
+            z = network(x)
+        cosine = F.normalize(z.float()) @ F.normalize(head).T  # (B, K)
+        loss = F.cross_entropy(arcface(cosine, y, args.scale, margin), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return {"loss": loss, "accuracy": (cosine.argmax(1) == y).float().mean()}
+
+    def export():
+        return {"kind": "recognizer", "config": config, "classes": images.classes, "head": head.detach().cpu().clone(),
+                "weights": {k: v.cpu() for k, v in model.state_dict().items()}}
+    model.train()
+    parts = {"model": model, "head": nn.ParameterList([head]), "optimizer": optimizer}
+    out.train(parts, batch, step, export, device, images=args.batch, network_evaluations=args.batch, flops=3 * flops * args.batch)
+    print(f"wrote {out.dir / 'model.pt'}")
+
+
+@stage.command
+def main(argv=None):
+    run(parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
