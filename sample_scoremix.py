@@ -1,12 +1,12 @@
-"""Sample new classes by mixing the scores of existing ones at every step of the reverse diffusion (stage 5 of ScoreMix).
+"""Sample new classes by mixing the scores of existing ones at every step of the reverse diffusion (ScoreMix, stage 5).
 
     python sample_scoremix.py --generator runs/demo/generator --pairs runs/demo/pairs.csv --out runs/demo/mixed
 
 Reads   a generator, and a CSV with the columns class_1, class_2, ... (one column: the class is reproduced, not mixed).
-Writes  OUT/<class_1>+<class_2>/<index>.png, OUT/manifest.csv, OUT/preview.png (real, reproduced, mixes, reproduced, real).
+Writes  OUT/<class_1>+<class_2>/<index>.png, OUT/manifest.csv, OUT/preview.png (real, reproduced, mixed).
 
-The same command goes on after a stop, and gives the same images on a CPU. Sources: ScoreMix (Rahimi & Marcel 2026, Sec. 3);
-DDPM (Ho et al. 2020); DDIM (Song et al. 2021); classifier-free guidance (Ho & Salimans 2022).
+The same command goes on after a stop, and gives the same images on a CPU. Sources: ScoreMix (Rahimi & Marcel 2026,
+Sec. 3); DDPM (Ho et al. 2020); DDIM (Song et al. 2021); classifier-free guidance (Ho & Salimans 2022).
 """
 
 import csv
@@ -24,30 +24,36 @@ from PIL import Image
 from tqdm import tqdm
 
 import stage
-from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8, to_x0
+from train_diffusion import Schedule, UNet, count_flops, load_generator, save_grid, to_uint8, to_x0
 
 
 def parse_args(argv=None):
     parser = stage.Parser(__doc__)
     g = parser.add_argument_group("inputs and output")
-    g.add_argument("--generator", required=True, metavar="RUN", help="run directory of train_diffusion.py, or a model.pt")
+    g.add_argument("--generator", required=True, metavar="RUN", help="run of train_diffusion.py, or a model.pt")
     g.add_argument("--pairs", required=True, metavar="FILE", help="CSV of mine_pairs.py: which classes to mix")
     g.add_argument("--out", required=True, metavar="DIR", help="the mixed image folder, a run directory as well")
     g = parser.add_argument_group("mixing")
-    g.add_argument("--per-class", type=stage.number(int, 1), default=20, metavar="N", help="images of each new class")
+    g.add_argument("--per-class", type=stage.number(int, 1), default=10, metavar="N",
+                   help="images of each new class (default: %(default)s)")
     g.add_argument("--weights", type=stage.number(float, -100, 100), nargs="+", metavar="LAM",
                    help="weight of each class column, with sum 1 (default: equal)")
-    g.add_argument("--nonconvex", action="store_true", help="allow weights that are negative or do not sum to 1; mixed as x0")
+    g.add_argument("--nonconvex", action="store_true", help="allow weights below 0 or with another sum; mixed as x0")
     g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
-                   help="classifier-free guidance; 1: none, and one network evaluation less")
+                   help="classifier-free guidance; 1 is none and costs no evaluation (default: 1)")
     g = parser.add_argument_group("solver")
-    g.add_argument("--solver", choices=["ddim", "ddpm"], default="ddim", help="ddpm is ddim with --eta 1")
-    g.add_argument("--steps", type=stage.number(int, 1, 1000), default=25, help="steps; every one evaluates each class once")
-    g.add_argument("--eta", type=stage.number(float, 0, 1), default=0.0, help="share of fresh noise a step; 0: deterministic")
+    g.add_argument("--solver", choices=["ddim", "ddpm"], default="ddim",
+                   help="ddpm is ddim with --eta 1 (default: ddim)")
+    g.add_argument("--steps", type=stage.number(int, 1, 1000), default=25,
+                   help="each evaluates every class of the mix once (default: %(default)s)")
+    g.add_argument("--eta", type=stage.number(float, 0, 1), default=0.0,
+                   help="share of fresh noise a step; 0 is deterministic (default: 0)")
     g = parser.add_argument_group("running")
-    g.add_argument("--batch", type=stage.number(int, 1), default=50, metavar="B", help="images sampled at once")
-    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="the noise is a function of (seed, classes, index) alone")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+    g.add_argument("--batch", type=stage.number(int, 1), default=50, metavar="B",
+                   help="images sampled at once; changes nothing but rounding (default: %(default)s)")
+    g.add_argument("--seed", type=stage.number(int, 0), default=0,
+                   help="the noise of an image follows from seed, classes and index alone (default: 0)")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     args = parser.parse_args(argv)
     if args.solver == "ddpm" and args.eta not in (0.0, 1.0):
         raise stage.StageError("--eta belongs to --solver ddim; ddpm is eta 1")
@@ -57,11 +63,11 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------------------------------------- mixing and sampling
 def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tensor, weights, guidance: float = 1.0,
                    clip: bool = True):
-    """The closure `denoise(x_t, t) -> x0` of the mixed score, ScoreMix Sec. 3: one batched network call for all classes.
+    """The closure `denoise(x_t, t) -> x0` of the mixed score, ScoreMix Sec. 3: one network call for all classes.
 
-    y (B, M) long, the M classes of every image; weights: M numbers. For weights that sum to 1, mixing x0, eps, v or the
-    scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score; x0 is the one that is also defined
-    for other weights. Guidance: x0_null + g (x0_mixed - x0_null). The clip, which is not linear, comes after the mix.
+    y (B, M) long, the M classes of every image; weights: M numbers. For weights that sum to 1, mixing x0, eps, v or
+    the scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score; for others (--nonconvex) it
+    is not, and x0 is mixed. Guidance: x0_null + g (x0_mixed - x0_null). The clip, not linear, comes after the mix.
     """
     m = y.shape[1]
     lam = torch.tensor(weights, dtype=torch.float32, device=y.device)
@@ -125,7 +131,7 @@ def read_pairs(path, classes: list[str]) -> list[tuple[str, ...]]:
         raise stage.StageError(f"cannot read the pairs file {path}: {error or 'it is empty'}") from None
     columns = [c for c in header if c.startswith("class_")]
     if not columns or columns != [f"class_{i + 1}" for i in range(len(columns))] or header[:len(columns)] != columns:
-        raise stage.StageError(f"the pairs file {path} has the columns {','.join(header)}; expected class_1,class_2,...,distance")
+        raise stage.StageError(f"{path} has the columns {','.join(header)}; expected class_1,class_2,...,distance")
     known, mixes = set(classes), []
     for line, row in enumerate(rows, 2):
         if len(row) != len(header):
@@ -133,7 +139,7 @@ def read_pairs(path, classes: list[str]) -> list[tuple[str, ...]]:
         mix = tuple(row[:len(columns)])
         unknown = [c for c in mix if c not in known]
         if unknown:
-            raise stage.StageError(f"line {line} of {path}: the generator has no class {unknown[0]!r}; mine pairs on its own data")
+            raise stage.StageError(f"line {line} of {path}: the generator has no class {unknown[0]!r}")
         if len(set(mix)) < len(mix) or mix in mixes:
             raise stage.StageError(f"line {line} of {path} repeats a class or a mix: {' + '.join(mix)}")
         mixes.append(mix)
@@ -171,10 +177,10 @@ def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: in
     if not first:
         print(f"the preview is without real images: {' '.join(saved['data'])} is not here any more")
     mixes = [mixes[i] for i in np.unique(np.linspace(0, len(mixes) - 1, 8).round().astype(int))]
-    real = {c: stage.decode(first[c], size, channels).transpose(1, 2, 0) for mix in mixes for c in mix if c in first}
+    real = {c: stage.decode(first[c], size, channels) for mix in mixes for c in mix if c in first}
     alone, rows = iter(reproduce([(mix, c) for mix in mixes for c in mix])), []
     for mix in mixes:
-        made = [stage.decode(path.parent / folder_name(mix) / f"{i}.png", size, channels).transpose(1, 2, 0)
+        made = [stage.decode(path.parent / folder_name(mix) / f"{i}.png", size, channels)
                 for i in range(min(5, per_class))]
         left, *right = [(real.get(c), next(alone)) for c in mix]
         rows.append([*left, *made, *itertools.chain.from_iterable(pair[::-1] for pair in right)])
@@ -183,24 +189,24 @@ def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: in
 
 def run(args) -> None:
     device, schedule = stage.pick_device(args.device), Schedule()
-    args.generator = str(stage.model_path(args.generator))
     model, saved = load_generator(args.generator, device)
     mixes = read_pairs(args.pairs, saved["classes"])
     order = len(mixes[0])
     weights = args.weights or [1 / order] * order
     if len(weights) != order:
-        raise stage.StageError(f"--weights has {len(weights)} numbers, but {args.pairs} mixes {order} classes; give {order}")
+        raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
     if not args.nonconvex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
-        raise stage.StageError(f"--weights {' '.join(map(str, weights))} are not convex: none may be negative and the sum must "
-                               f"be 1, not {sum(weights):g}; --nonconvex allows it")
+        raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be 1, "
+                               f"not {sum(weights):g}; --nonconvex allows it")
     folders = [folder_name(mix) for mix in mixes]
     clash = set(folders) & set(saved["classes"]) if order > 1 else ()
     if clash:
         raise stage.StageError(f"the mix {min(clash)} would carry the name of an existing class; rename that class")
     config, ids = saved["config"], {c: i for i, c in enumerate(saved["classes"])}
     shape, passes = (config["channels"], config["size"], config["size"]), args.steps * (order + (args.guidance != 1))
-    flops = stage.count_flops(model, torch.zeros(1, *shape, device=device), *torch.zeros(2, 1, dtype=torch.long, device=device))
-    out = stage.Run("sample_scoremix", args, {"generator": args.generator, "pairs": args.pairs},
+    zero = torch.zeros(1, dtype=torch.long, device=device)
+    flops = count_flops(model, torch.zeros(1, *shape, device=device), zero, zero)
+    out = stage.Run("sample_scoremix", args, {"generator": saved["path"], "pairs": args.pairs},
                     {"weights": weights, "images": len(mixes) * args.per_class, "evaluations_per_image": passes,
                      "flops_per_evaluation": flops})
     work = [(mix, index) for mix in mixes for index in range(args.per_class)]
@@ -209,7 +215,7 @@ def run(args) -> None:
         (out.dir / folder).mkdir(exist_ok=True)
 
     def draw(keys, names, lam):
-        """Images (B, H, W, C) of the classes in `names`, a tuple an image, from the noise of the `keys` (mix, index)."""
+        """Images (B, H, W, C) of the classes in `names`, a tuple an image, from the noise of `keys` (mix, index)."""
         generators = [image_generator(args.seed, mix, index) for mix, index in keys]
         x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
         y = torch.tensor([[ids[c] for c in mix] for mix in names], device=device)
@@ -222,17 +228,21 @@ def run(args) -> None:
         for batch in missing:  # always whole: a batch decides its images' last bit of rounding
             images = draw(batch, [mix for mix, _ in batch], weights)
             written = [writers.submit(write_png, target[item], image) for item, image in zip(batch, images)]
-            out.spend(device, images=len(batch), network_evaluations=passes * len(batch), flops=passes * flops * len(batch))
-            bar.update(len(batch))
+            n = len(batch)
+            out.spend(device, images=n, network_evaluations=passes * n, flops=passes * flops * n)
+            bar.update(n)
     for future in written if missing else ():
         future.result()
-    write_preview(out.dir / "preview.png", mixes, lambda rows: draw([(mix, 0) for mix, _ in rows], [(c,) for _, c in rows], [1.0]),
-                  saved, args.per_class)
+
+    def reproduce(rows):  # each class alone, from the noise of the first image of its mix
+        return draw([(mix, 0) for mix, _ in rows], [(c,) for _, c in rows], [1.0])
+    write_preview(out.dir / "preview.png", mixes, reproduce, saved, args.per_class)
 
     def write_manifest(path):
         with open(path, "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
-            table.writerow(["path", *(f"class_{i + 1}" for i in range(order)), *(f"weight_{i + 1}" for i in range(order)), "seed"])
+            columns = range(1, order + 1)
+            table.writerow(["path", *(f"class_{i}" for i in columns), *(f"weight_{i}" for i in columns), "seed"])
             table.writerows([target[item].relative_to(out.dir), *item[0], *weights, args.seed] for item in work)
     stage.write_atomic(out.dir / "manifest.csv", write_manifest)
     print(f"wrote {len(work)} images of {len(mixes)} classes to {out.dir}; look at {out.dir / 'preview.png'}")

@@ -3,10 +3,10 @@
     python train_diffusion.py --data runs/demo/data/train --out runs/demo/generator --size 32
 
 Reads   DATA/<class>/<image>; the classes are the folders' names.
-Writes  OUT/model.pt (EMA weights, classes), OUT/samples-STEP.png (real above, reproduced below), OUT/log.jsonl, OUT/cost.json.
+Writes  OUT/model.pt (EMA weights, classes), OUT/samples-STEP.png (real above, reproduced below), log.jsonl, cost.json.
 
-The same command goes on after a stop. Sources: DDPM (Ho et al. 2020), cosine schedule (Nichol & Dhariwal 2021), adaptive
-group norm (Dhariwal & Nichol 2021), v-prediction (Salimans & Ho 2022), classifier-free guidance (Ho & Salimans 2022).
+The same command goes on after a stop. Sources: DDPM (Ho et al. 2020), cosine schedule (Nichol & Dhariwal 2021),
+adaptive group norm (Dhariwal & Nichol 2021), v-prediction (Salimans & Ho 2022), null class (Ho & Salimans 2022).
 """
 
 import copy
@@ -21,59 +21,50 @@ from PIL import Image
 from torch import nn
 
 import stage
+from train_recognizer import add_common_flags, count_flops, fill_defaults, learning_rate
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
-SMALL = dict(steps=6000, batch=64, lr=1e-3, width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=2, ema=0.999)
-LARGE = dict(steps=180_000, batch=256, lr=2e-4, width=192, multipliers=[1, 2, 3, 4], blocks=3, attention=[2, 3], patch=1, ema=0.9999)
-WARMUP = 0.02  # share of the steps in which the learning rate rises to --lr; after it, a cosine down to a hundredth
+SMALL = dict(steps=2500, batch=64, lr=1e-3, ema=0.999,
+             width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=2)
+LARGE = dict(steps=180_000, batch=256, lr=2e-4, ema=0.9999,
+             width=192, multipliers=[1, 2, 3, 4], blocks=3, attention=[2, 3], patch=1)
 NULL_SHARE = 0.1  # share of the images trained without their class, for classifier-free guidance
 MAX_GRAD_NORM = 1.0
 
 
 def parse_args(argv=None):
     parser = stage.Parser(__doc__)
-    g = parser.add_argument_group("data and output")
-    g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders, united by class name")
-    g.add_argument("--out", required=True, metavar="RUN", help="run directory")
-    g.add_argument("--size", type=stage.number(int, 8, 1024), default=112, help="images are SIZE x SIZE; sets the defaults below")
-    g.add_argument("--flip", action="store_true", default=True, help="mirror half of the images (on unless --no-flip)")
-    g.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror: for characters, say")
+    add_common_flags(parser)
     g = parser.add_argument_group("training (defaults: up to 64 pixels | above)")
-    for name, kind, text in (("steps", stage.number(int, 1), "optimiser steps"), ("batch", stage.number(int, 1), "images a step"),
-                             ("lr", stage.number(float, 0), "peak learning rate of AdamW"),
-                             ("ema", stage.number(float, 0, 1), "decay of the averaged weights, which are the ones that are kept")):
-        g.add_argument(f"--{name}", type=kind, help=f"{text} ({SMALL[name]} | {LARGE[name]})")
-    g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts")
-    g.add_argument("--dropout", type=stage.number(float, 0, 0.9), default=0.1, help="dropout inside the residual blocks")
-    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and noise")
+
+    def add(name, kind, low, high, text, **kw):
+        small, large = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (SMALL[name], LARGE[name]))
+        g.add_argument(f"--{name}", type=stage.number(kind, low, high), help=f"{text} ({small} | {large})", **kw)
+    add("steps", int, 1, math.inf, "optimiser steps")
+    add("batch", int, 1, math.inf, "images a step")
+    add("lr", float, 0, math.inf, "peak learning rate of AdamW")
+    add("ema", float, 0, 1, "decay of the averaged weights, the ones that are kept")
+    g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts (default: v)")
+    g.add_argument("--dropout", type=stage.number(float, 0, 0.9), default=0.1, help="in the blocks (default: 0.1)")
+    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and noise (default: 0)")
+    g.add_argument("--grid-every", type=stage.number(int, 1), default=2000, metavar="N",
+                   help="steps a sample grid (default: %(default)s)")
     g = parser.add_argument_group("network (defaults: up to 64 pixels | above)")
-    for name, text in (("width", "channels of the first level"), ("blocks", "residual blocks a level"),
-                       ("patch", "space-to-depth at the input: 2 quarters the work")):
-        g.add_argument(f"--{name}", type=stage.number(int, 1), help=f"{text} ({SMALL[name]} | {LARGE[name]})")
-    for name, text in (("multipliers", "width of each level; every level halves the resolution"),
-                       ("attention", "levels with self-attention, 0 the finest")):
-        g.add_argument(f"--{name}", type=stage.number(int, 0), nargs="*",
-                       help=f"{text} ({' '.join(map(str, SMALL[name]))} | {' '.join(map(str, LARGE[name]))})")
-    g = parser.add_argument_group("running")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    g.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast of the network alone")
-    g.add_argument("--compile", action="store_true", help="torch.compile the network: for long runs")
-    g.add_argument("--log-every", type=stage.number(int, 1), default=100, metavar="N", help="steps between log lines")
-    g.add_argument("--save-every", type=stage.number(int, 1), default=500, metavar="N", help="steps between checkpoints")
-    g.add_argument("--grid-every", type=stage.number(int, 1), default=2000, metavar="N", help="steps between sample grids")
-    g.add_argument("--keep-every", type=stage.number(int, 0), default=0, metavar="N", help="keep model-STEP.pt every N steps; 0: none")
+    add("width", int, 8, 4096, "channels of the first level")
+    add("multipliers", int, 1, 64, "width of each level; every level halves the resolution", nargs="+")
+    add("blocks", int, 1, 64, "residual blocks a level")
+    add("attention", int, 0, 64, "levels with self-attention, 0 the finest", nargs="*")
+    add("patch", int, 1, 64, "space-to-depth at the input: 2 quarters the work")
     args = parser.parse_args(argv)
-    for name, value in (SMALL if args.size <= 64 else LARGE).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    step = args.patch * 2 ** (len(args.multipliers) - 1)
-    if not args.multipliers or args.size % step or 0 in args.multipliers:
-        raise stage.StageError(f"--size {args.size} does not fit --patch {args.patch} and {len(args.multipliers)} levels: "
-                               f"it must be a multiple of {step}")
+    fill_defaults(args, SMALL if args.size <= 64 else LARGE)
+    levels = len(args.multipliers)
+    step = args.patch * 2 ** (levels - 1)
+    if args.size % step:
+        raise stage.StageError(f"--size {args.size} must be a multiple of {step}: --patch {args.patch}, {levels} levels")
     if args.width % 8:
         raise stage.StageError(f"--width {args.width} must be a multiple of 8")
-    if any(level >= len(args.multipliers) for level in args.attention):
-        raise stage.StageError(f"--attention {args.attention} names a level that --multipliers {args.multipliers} has not")
+    if any(level >= levels for level in args.attention):
+        raise stage.StageError(f"--attention {args.attention} names a level beyond the {levels} of --multipliers")
     return args
 
 
@@ -125,8 +116,8 @@ class Attention(nn.Module):
 class UNet(nn.Module):
     """Noisy images, times and labels -> v or eps, of the images' shape.
 
-    The label `num_classes` is the null class (no condition). Resolution halves from level to level; `patch` folds pixels
-    into channels before the first and back after the last one.
+    The label `num_classes` is the null class (no condition). Resolution halves from level to level; `patch` folds
+    pixels into channels before the first and back after the last one.
     """
 
     def __init__(self, num_classes: int, channels: int, width: int, multipliers: list, blocks: int, attention: list,
@@ -187,12 +178,12 @@ class UNet(nn.Module):
 class Schedule:
     """Cosine schedule: x_t = a_t x0 + s_t eps with a^2 + s^2 = 1, t = 0 ... T-1 (Nichol & Dhariwal 2021, Eq. 17).
 
-    `abar` (T,) is float64 and is used as float32 only in products with images. t = -1 stands for the clean image, abar = 1.
+    `abar` (T,) is float64, and float32 only in products with images. t = -1 stands for the clean image, abar = 1.
     """
 
     def __init__(self, T: int = 1000):
         f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-        self.T, self.abar = T, np.cumprod(np.maximum(f[1:] / f[:-1], 0.001))  # beta <= 0.999: sigma ends at about 20,000
+        self.T, self.abar = T, np.cumprod(np.maximum(f[1:] / f[:-1], 0.001))  # beta <= 0.999: s / a ends near 20,000
 
     def coefficients(self, t: int) -> tuple[float, float]:
         """a_t and s_t as Python floats; (1, 0) for t = -1."""
@@ -213,7 +204,7 @@ def to_x0(predict: str, out: torch.Tensor, x_t: torch.Tensor, a, s) -> torch.Ten
 def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule, predict: str) -> torch.Tensor:
     """Mean squared error of v or eps at random times and noise: x0 (B, C, H, W) in [-1, 1], y (B,) -> scalar."""
     b = len(x0)
-    u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1  # stratified: less noise in the loss
+    u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1  # stratified: a calmer loss
     t = (u * schedule.T).long().clamp(max=schedule.T - 1)
     a, s = per_image(np.sqrt(schedule.abar), t), per_image(np.sqrt(1 - schedule.abar), t)
     eps = torch.randn_like(x0)
@@ -227,13 +218,6 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> Non
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - min(decay, (1 + step) / (10 + step)))
     for old, new in zip(ema.buffers(), model.buffers()):
         old.copy_(new)
-
-
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then a cosine from `peak` to a hundredth of it."""
-    warmup = max(1, round(WARMUP * steps))
-    progress = max(0, step - warmup) / max(1, steps - warmup)
-    return peak * min(1, (step + 1) / warmup) * (0.505 + 0.495 * math.cos(math.pi * progress))
 
 
 # -------------------------------------------------------------------------------------------------------------- run
@@ -290,7 +274,7 @@ def run(args) -> None:
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     one = torch.zeros(1, images.channels, args.size, args.size, device=device)
-    flops = stage.count_flops(ema, one, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
+    flops = count_flops(ema, one, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
     derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
                "parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
     out = stage.Run("train_diffusion", args, {"data": args.data}, derived)
@@ -299,14 +283,8 @@ def run(args) -> None:
         return
     print(", ".join(f"{k} {v:,}" for k, v in derived.items()), f"on {device}")
     network = torch.compile(model) if args.compile else model
-    order = stage.batch_order(len(images.paths), args.batch, args.seed)
 
-    def batch(i):
-        index = order(i)
-        return images[index], images.labels[index]
-
-    def step(i, data):
-        x, y = (d.to(device, non_blocking=True) for d in data)
+    def step(i, x, y):
         x0 = x.float().div(127.5).sub(1).to(memory_format=torch.channels_last)
         if args.flip:
             x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
@@ -328,8 +306,8 @@ def run(args) -> None:
         return {"kind": "generator", "config": config, "classes": images.classes, "data": [str(d) for d in args.data],
                 "weights": {k: v.cpu() for k, v in ema.state_dict().items()}}
     model.train()
-    out.train({"model": model, "ema": ema, "optimizer": optimizer}, batch, step, export, device,
-              images=args.batch, network_evaluations=args.batch, flops=3 * flops * args.batch)
+    out.train({"model": model, "ema": ema, "optimizer": optimizer}, images, step, export, device, images=args.batch,
+              network_evaluations=args.batch, flops=3 * flops * args.batch)  # backward costs about two forwards
     print(f"wrote {out.dir / 'model.pt'}; look at {out.dir / f'samples-{args.steps}.png'}")
 
 

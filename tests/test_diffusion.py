@@ -1,0 +1,157 @@
+"""The generator: schedule, network, loss, training that resumes to the bit, and the paper's scale."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_UNET
+from PIL import Image
+from test_recognizer import assert_equal, stop_before_step
+
+import sample_scoremix
+import train_diffusion
+from train_diffusion import LARGE, Schedule, UNet, diffusion_loss, to_x0, update_ema
+
+
+def test_schedule():
+    schedule = Schedule()
+    abar = schedule.abar
+    sigma = np.sqrt((1 - abar) / abar)
+    assert abar.dtype == np.float64 and (np.diff(abar) < 0).all() and 0 < abar[-1] and abar[0] < 1
+    assert 0.005 < sigma[0] < 0.007 and 15_000 < sigma[-1] < 25_000
+    for t in (0, 500, 999):
+        a, s = schedule.coefficients(t)
+        assert abs(a * a + s * s - 1) < 1e-12 and abs(a * a - abar[t]) < 1e-12
+    assert schedule.coefficients(-1) == (1.0, 0.0)
+    expected = np.cos((500 / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2 / np.cos(0.008 / 1.008 * np.pi / 2) ** 2
+    assert abs(abar[499] - expected) < 1e-9  # Nichol & Dhariwal 2021, Eq. 17, after 500 steps
+
+
+@pytest.mark.parametrize("kw, size", [
+    (dict(width=8, multipliers=[1, 2], blocks=1, attention=[1], patch=2), 16), (dict(width=16, multipliers=[1], blocks=2, attention=[], patch=1), 8),
+    (dict(width=8, multipliers=[1, 2, 3], blocks=2, attention=[0, 2], patch=1), 8), (dict(width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=4), 32)])
+def test_network_shapes(kw, size):
+    model = UNet(5, 3, **kw)
+    x = torch.randn(2, 3, size, size)
+    out = model(x, torch.tensor([0, 999]), torch.tensor([0, 5]))  # 5 is the null class
+    assert out.shape == x.shape and (out == 0).all()  # the last layer starts at zero
+    with pytest.raises(IndexError):
+        model(x, torch.tensor([0, 999]), torch.tensor([0, 6]))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 0, 0.2)
+    base = model(x, torch.tensor([10, 10]), torch.tensor([0, 0]))
+    assert not torch.allclose(base, model(x, torch.tensor([10, 10]), torch.tensor([1, 5])))
+    assert not torch.allclose(base, model(x, torch.tensor([500, 500]), torch.tensor([0, 0])))
+
+
+def test_every_parameter_is_trained():
+    model = UNet(2, 1, 8, [1, 2], 1, [0, 1], 2)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 0, 0.2)
+    diffusion_loss(model, torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 2]), Schedule(), "v").backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+@pytest.mark.parametrize("predict", ["v", "eps"])
+def test_the_loss_vanishes_for_the_perfect_prediction_alone(predict):
+    schedule, x0 = Schedule(), torch.randn(64, 1, 4, 4).clamp(-1, 1)
+    seen = []
+
+    def perfect(x_t, t, y, off=0.0):
+        a, s = (torch.from_numpy(np.sqrt(v)).float()[t][:, None, None, None] for v in (schedule.abar, 1 - schedule.abar))
+        eps = (x_t - a * x0) / s
+        out = a * eps - s * x0 if predict == "v" else eps
+        assert (to_x0(predict, out, x_t, a, s) - x0)[a.flatten() > 0.01].abs().max() < 1e-3
+        seen.extend(t.tolist())
+        return out + off
+    assert diffusion_loss(perfect, x0, torch.zeros(64, dtype=torch.long), schedule, predict) < 1e-6
+    off = diffusion_loss(lambda *a: perfect(*a, off=0.5), x0, torch.zeros(64, dtype=torch.long), schedule, predict)
+    assert abs(off - 0.25) < 1e-3
+    assert min(seen) < 40 and max(seen) > 960 and max(seen) < 1000  # the whole range of times
+
+
+def test_ema():
+    torch.manual_seed(0)
+    model, ema = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    expected = 0.9 * ema.weight.detach() + 0.1 * model.weight.detach()
+    update_ema(ema, model, 0.9, step=10_000)
+    assert (ema.weight - expected).abs().max() < 1e-6
+    update_ema(ema, model, 0.9999, step=0)  # the first update: decay 1/10
+    assert (ema.weight - (0.1 * expected + 0.9 * model.weight)).abs().max() < 1e-6
+
+
+def argv(faces, out, *more):
+    return [str(a) for a in ("--data", faces / "train", "--out", out, "--steps", 4, *SMALL_UNET, *more)]
+
+
+def test_resume_is_the_uninterrupted_run_to_the_bit(faces, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = ("--dropout", 0.2, "--grid-every", 2)
+    assert train_diffusion.main(argv(faces, whole, *more)) == 0
+    undo = stop_before_step(monkeypatch, train_diffusion, "diffusion_loss", 4)
+    assert train_diffusion.main(argv(faces, parts, "--save-every", 2, *more)) == 130
+    assert torch.load(parts / "last.pt", weights_only=True)["step"] == 2
+    undo()
+    assert train_diffusion.main(argv(faces, parts, "--save-every", 2, *more)) == 0
+    assert_equal(*(torch.load(p / "model.pt", weights_only=True) for p in (whole, parts)))
+    assert (whole / "samples-4.png").read_bytes() == (parts / "samples-4.png").read_bytes()
+    grid = Image.open(whole / "samples-4.png")
+    assert grid.size == (5 * 96, 4 * 96)  # five classes; real above, three rows reproduced below
+
+
+def test_the_model_file_says_all_that_later_stages_need(faces, tmp_path):
+    assert train_diffusion.main(argv(faces, tmp_path / "run", "--no-flip", "--predict", "eps")) == 0
+    model, saved = train_diffusion.load_generator(tmp_path / "run", "cpu")
+    assert saved["classes"] == ["s11", "s12", "s13", "s14", "s15"] and model.num_classes == 5
+    assert saved["config"]["predict"] == "eps" and saved["config"]["flip"] is False and saved["config"]["channels"] == 1
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["derived"]["parameters"] == sum(p.numel() for p in model.parameters())
+    assert json.loads((tmp_path / "run/cost.json").read_text())["network_evaluations"] == 4 * 8
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--size", 20, "--multipliers", 1, 2, 2], ["--size 20", "multiple of 8"]), (["--width", 12], ["--width"]),
+    (["--attention", 2], ["--attention"]), (["--steps", 0], ["--steps"]), (["--lr", "nan"], ["--lr"]), (["--batch", "x"], ["--batch"])])
+def test_bad_flags(faces, tmp_path, fails, more, words):
+    fails(train_diffusion.main, argv(faces, tmp_path / "run", *more), *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(faces, tmp_path, fails):
+    fails(train_diffusion.main, argv(faces, tmp_path / "run", "--lr", "1e30", "--save-every", 1), "not finite", "--lr")
+    assert not (tmp_path / "run/model.pt").exists()
+
+
+def test_it_learns_what_classes_look_like(tmp_path):
+    """Two classes of flat images: after a few hundred steps each is reproduced, and the even mix lies between."""
+    for name, value in (("dark", 64), ("light", 192)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.full((8, 8), value + i, np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
+    out = tmp_path / "run"
+    args = ["--size", 8, "--width", 16, "--multipliers", 1, "--attention", "--patch", 2, "--blocks", 1, "--batch", 32, "--steps", 400,
+            "--dropout", 0, "--ema", 0.98, "--lr", 3e-3]
+    assert train_diffusion.main([str(a) for a in ("--data", tmp_path / "data", "--out", out, *args)]) == 0
+    means = {}
+    for text in ("class_1\ndark\nlight\n", "class_1,class_2\ndark,light\n"):
+        (tmp_path / "pairs.csv").write_text(text)
+        mixed = tmp_path / f"mixed{len(means)}"
+        assert sample_scoremix.main(["--generator", str(out), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(mixed)]) == 0
+        means |= {d.name: np.mean([np.asarray(Image.open(p)) for p in d.iterdir()]) for d in mixed.iterdir() if d.is_dir()}
+    assert abs(means["dark"] - 65.5) < 12 and abs(means["light"] - 193.5) < 12 and abs(means["dark+light"] - 129.5) < 25, means
+
+
+def test_the_papers_scale_trains_and_samples_at_112():
+    """One training step and one sampling step of the default network at 112x112, batch 1, on the CPU."""
+    model = UNet(10_000, 3, **{k: LARGE[k] for k in ("width", "multipliers", "blocks", "attention", "patch")}, dropout=0.1)
+    assert 275e6 < sum(p.numel() for p in model.parameters()) < 285e6
+    schedule, x0 = Schedule(), torch.rand(1, 3, 112, 112) * 2 - 1
+    loss = diffusion_loss(model, x0, torch.tensor([3]), schedule, "v")
+    loss.backward()
+    before = model.conv_out.weight.detach().clone()
+    torch.optim.SGD(model.parameters(), 1e-3).step()
+    assert torch.isfinite(loss) and (model.conv_out.weight - before).abs().max() > 0
+    denoise = sample_scoremix.mixed_denoiser(model.eval(), schedule, "v", torch.tensor([[3, 7]]), [0.5, 0.5])
+    x = sample_scoremix.sample(denoise, torch.randn(1, 3, 112, 112), schedule, "ddim", steps=1)
+    assert x.shape == (1, 3, 112, 112) and x.abs().max() <= 1

@@ -1,0 +1,139 @@
+"""Mining: against brute force, with caps; the command on a real recogniser."""
+
+import csv
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_RECOGNIZER
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import mine_pairs
+import stage
+import train_recognizer
+from mine_pairs import class_centres, mine
+
+
+def unit(k, dim=6, seed=0):
+    x = np.random.default_rng(seed).normal(size=(k, dim))
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def brute_force(centres, count, order, strategy, max_uses):
+    """Look again and again for the best mix that the cap still allows."""
+    def distance(mix):
+        return sum(1 - float(np.dot(centres[a], centres[b])) for a, b in itertools.combinations(mix, 2))
+    uses, chosen, sign = [0] * len(centres), [], -1 if strategy == "distant" else 1
+    left = list(itertools.combinations(range(len(centres)), order))
+    while len(chosen) < count:
+        allowed = [m for m in left if all(uses[i] < max_uses for i in m)]
+        if not allowed:
+            break
+        best = min(allowed, key=lambda m: (sign * round(distance(m), 9), m))
+        left.remove(best)
+        chosen.append((best, distance(best)))
+        for i in best:
+            uses[i] += 1
+    return chosen
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(4, 9), st.integers(2, 4), st.sampled_from(["distant", "close"]), st.integers(1, 30), st.integers(1, 9),
+       st.integers(0, 1000))
+def test_mining_is_exact_under_caps(k, order, strategy, count, max_uses, seed):
+    found = mine(unit(k, seed=seed), count, order, strategy, max_uses)
+    slow = brute_force(unit(k, seed=seed), count, order, strategy, max_uses)
+    assert [m for m, _ in found] == [m for m, _ in slow]
+    assert np.allclose([d for _, d in found], [d for _, d in slow])
+
+
+def test_ties_go_by_index_and_distances_by_cosine():
+    centres = np.eye(4)
+    assert [m for m, _ in mine(centres, 3)] == [(0, 1), (0, 2), (0, 3)]
+    assert [m for m, _ in mine(centres, 3, max_uses=1)] == [(0, 1), (2, 3)]  # the cap leaves no third one
+    pairs = dict(mine(np.array([[1.0, 0], [-1, 0], [0, 1]]), 3))
+    assert pairs == {(0, 1): 2.0, (0, 2): 1.0, (1, 2): 1.0}
+
+
+def test_random_goes_by_seed_and_knows_no_distance():
+    centres = unit(12)
+    every = mine(centres, 66, 2, "random", None, seed=3)
+    assert sorted(m for m, _ in every) == list(itertools.combinations(range(12), 2))
+    assert every == mine(centres, 66, 2, "random", None, seed=3) != mine(centres, 66, 2, "random", None, seed=4)
+    assert [m for m, _ in every] == [m for m, _ in mine(unit(12, seed=9), 66, 2, "random", None, seed=3)]
+    capped = mine(centres, 12, 2, "random", 2, seed=3)
+    assert max(np.bincount(np.ravel([m for m, _ in capped]))) <= 2
+
+
+def test_order_one_is_every_class_once():
+    assert mine(unit(5), 2, order=1) == [((i,), 0.0) for i in range(5)]
+
+
+def test_too_many_candidates_are_refused():
+    with pytest.raises(stage.StageError, match="too many"):
+        mine(unit(1000), 10, order=5)
+
+
+def test_centres_are_normalised_means():
+    z = np.array([[1.0, 0], [0, 1], [0, -1]])
+    assert np.allclose(class_centres(z, np.array([0, 0, 1]), 2), [[math.sqrt(0.5)] * 2, [0, -1]])
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+@pytest.fixture(scope="module")
+def recognizer(faces, tmp_path_factory):
+    out = tmp_path_factory.mktemp("recognizer") / "run"
+    argv = ["--data", faces / "train", "--out", out, "--steps", "5", *SMALL_RECOGNIZER]
+    assert train_recognizer.main([str(a) for a in argv]) == 0
+    return out
+
+
+def command(recognizer, faces, out, *more):
+    return [str(a) for a in ("--recognizer", recognizer, "--data", faces / "train", "--out", out, *more)]
+
+
+def test_the_file_agrees_with_embeddings_computed_here(recognizer, faces, tmp_path):
+    out = tmp_path / "new" / "pairs.csv"
+    assert mine_pairs.main(command(recognizer, faces, out, "--count", 10, "--max-uses", 9)) == 0
+    rows = list(csv.DictReader(open(out)))
+    model, _ = train_recognizer.load_recognizer(recognizer, "cpu")
+    centres = {}
+    for person in ("s11", "s12", "s13", "s14", "s15"):
+        total = 0
+        for path in sorted((faces / "train" / person).iterdir()):
+            x = torch.from_numpy(stage.decode(path, 16, 1)).permute(2, 0, 1)[None].float() / 127.5 - 1
+            z = model(x) + model(x.flip(3))
+            total = total + z / z.norm()
+        centres[person] = (total / total.norm()).flatten().numpy()
+    expected = sorted(((1 - float(centres[a] @ centres[b]), a, b) for a, b in itertools.combinations(centres, 2)), reverse=True)
+    assert [(r["class_1"], r["class_2"]) for r in rows] == [(a, b) for _, a, b in expected]
+    assert np.allclose([float(r["distance"]) for r in rows], [d for d, _, _ in expected], atol=1e-4)
+    info = json.loads(out.with_suffix(".json").read_text())
+    assert info["count"] == 10 and info["distances"]["max"] == pytest.approx(expected[0][0], abs=1e-4)
+    before = out.read_bytes()
+    assert mine_pairs.main(command(recognizer, faces, out, "--count", 10, "--max-uses", 9)) == 0
+    assert out.read_bytes() == before
+
+
+def test_defaults_spread_the_uses(recognizer, faces, tmp_path):
+    assert mine_pairs.main(command(recognizer, faces, tmp_path / "pairs.csv")) == 0
+    rows = list(csv.DictReader(open(tmp_path / "pairs.csv")))
+    names = [r[c] for r in rows for c in ("class_1", "class_2")]
+    assert len(rows) == 7 and max(names.count(n) for n in names) <= 4
+
+
+def test_order_one_writes_no_distance(recognizer, faces, tmp_path):
+    assert mine_pairs.main(command(recognizer, faces, tmp_path / "all.csv", "--order", 1)) == 0
+    assert (tmp_path / "all.csv").read_text().split() == ["class_1", "s11", "s12", "s13", "s14", "s15"]
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--count", 11], ["only 10 of 11", "--max-uses"]), (["--count", 5, "--max-uses", 1], ["only 2 of 5"]), (["--order", 6], ["at least 6"]),
+    (["--strategy", "far"], ["--strategy"]), (["--count", -1], ["--count"])])
+def test_bad_flags(recognizer, faces, tmp_path, fails, more, words):
+    fails(mine_pairs.main, command(recognizer, faces, tmp_path / "pairs.csv", *more), *words)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,238 @@
+"""The recogniser: InsightFace's IResNet, ArcFace against a slow twin, augmentation, training that resumes to the bit."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from conftest import SMALL_RECOGNIZER
+
+import stage
+import train_recognizer
+from train_recognizer import IResNet, arcface, augment, preprocess
+
+
+def insightface_keys(depths):
+    """The names in a public arcface_torch state dict, written down from its layout."""
+    def bn(name):
+        return [f"{name}.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    keys = ["conv1.weight", *bn("bn1"), "prelu.weight"]
+    for level, depth in enumerate(depths, 1):
+        for i in range(depth):
+            p = f"layer{level}.{i}"
+            keys += [*bn(f"{p}.bn1"), f"{p}.conv1.weight", *bn(f"{p}.bn2"), f"{p}.prelu.weight", f"{p}.conv2.weight", *bn(f"{p}.bn3")]
+            if i == 0:
+                keys += [f"{p}.downsample.0.weight", *bn(f"{p}.downsample.1")]
+    return set(keys + bn("bn2") + ["fc.weight", "fc.bias"] + bn("features"))
+
+
+@pytest.mark.parametrize("arch, depths, millions", [("ir18", (2, 2, 2, 2), 24.03), ("ir34", (3, 4, 6, 3), 34.14),
+                                                    ("ir50", (3, 4, 14, 3), 43.59), ("ir101", (3, 13, 30, 3), 65.16)])
+def test_real_architectures(arch, depths, millions):
+    model = IResNet(arch, 112)
+    state = model.state_dict()
+    assert set(state) == insightface_keys(depths)
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
+    assert state["fc.weight"].shape == (512, 512 * 7 * 7) and state["conv1.weight"].shape == (64, 3, 3, 3)
+
+
+def test_one_training_step_of_ir50_at_112():
+    model = IResNet("ir50", 112)
+    head = torch.randn(10, 512)
+    x = preprocess(torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8))
+    z = model(x)
+    assert z.shape == (2, 512)
+    cosine = torch.nn.functional.normalize(z) @ torch.nn.functional.normalize(head).T
+    before = model.conv1.weight.detach().clone()
+    torch.nn.functional.cross_entropy(arcface(cosine, torch.tensor([1, 7]), 64, 0.5), torch.tensor([1, 7])).backward()
+    torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
+    assert (model.conv1.weight - before).abs().max() > 0 and torch.isfinite(model.conv1.weight).all()
+
+
+@pytest.mark.parametrize("size", [16, 48, 112])
+def test_sizes(size):
+    model = IResNet("small", size, channels=1).eval()
+    assert model(torch.zeros(2, 1, size, size)).shape == (2, 128)
+
+
+# ------------------------------------------------------------------------------------------------------------ ArcFace
+def slow_arcface(cosine, y, s, m):
+    rows = []
+    for row, label in zip(cosine.tolist(), y.tolist()):
+        theta = math.acos(max(-1 + 1e-6, min(1 - 1e-6, row[label])))
+        target = math.cos(theta + m) if theta + m < math.pi else math.cos(theta) - m * math.sin(m)
+        rows.append([s * (target if j == label else c) for j, c in enumerate(row)])
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("m", [0.0, 0.3, 0.5, 1.0])
+def test_arcface_against_a_slow_twin(m):
+    torch.manual_seed(0)
+    cosine = torch.rand(50, 7) * 2 - 1
+    y = torch.randint(0, 7, (50,))
+    cosine[0, y[0]], cosine[1, y[1]], cosine[2, y[2]] = 1.0, -1.0, 0.0
+    assert (arcface(cosine, y, 64.0, m) - slow_arcface(cosine, y, 64.0, m)).abs().max() < 1e-3
+
+
+def test_arcface_has_the_gradient_of_its_formula():
+    cosine = torch.tensor([[math.cos(1.0), 0.2]], requires_grad=True)
+    arcface(cosine, torch.tensor([0]), 64.0, 0.5)[0, 0].backward()
+    assert abs(cosine.grad[0, 0].item() - 64 * math.sin(1.5) / math.sin(1.0)) < 1e-2  # 75.9; InsightFace's form: 64.0
+    assert cosine.grad[0, 1] == 0
+
+
+def test_arcface_target_falls_with_the_angle_and_stays_finite():
+    theta = torch.linspace(0, math.pi, 2001)
+    cosine = torch.cos(theta)[:, None].requires_grad_()
+    logits = arcface(cosine, torch.zeros(2001, dtype=torch.long), 64.0, 0.5)
+    assert (logits.diff(dim=0)[2:-2] < 0).all()  # beyond pi - m, too
+    logits.sum().backward()
+    assert torch.isfinite(logits).all() and torch.isfinite(cosine.grad).all()
+
+
+def test_arcface_is_float32_under_autocast():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert arcface(torch.zeros(2, 3, dtype=torch.bfloat16), torch.tensor([0, 1]), 64.0, 0.5).dtype == torch.float32
+
+
+# ------------------------------------------------------------------------------------------------------- augmentation
+def test_augmentation_switched_off_is_the_identity_or_the_mirror(monkeypatch):
+    for name in ("SHIFT", "ZOOM", "ROTATION", "LIGHT", "LOW_RESOLUTION"):
+        monkeypatch.setattr(train_recognizer, name, 0.0)
+    torch.manual_seed(0)
+    x = torch.rand(40, 1, 16, 16) * 2 - 1
+    assert (augment(x, flip=False) - x).abs().max() < 1e-5
+    out = augment(x, flip=True)
+    same = [(o - i).abs().max() < 1e-5 for o, i in zip(out, x)]
+    mirrored = [(o - i.flip(2)).abs().max() < 1e-5 for o, i in zip(out, x)]
+    assert all(a or b for a, b in zip(same, mirrored)) and 5 < sum(mirrored) < 35
+
+
+def test_augmentation_changes_images_within_their_range():
+    torch.manual_seed(0)
+    x = torch.rand(64, 3, 32, 32) * 2 - 1
+    out = augment(x, flip=False)
+    assert out.shape == x.shape and out.abs().max() <= 1
+    ramp = torch.linspace(-1, 1, 32).repeat(64, 1, 32, 1)  # dark on the left; a mirror image would rise leftwards
+    assert (augment(ramp, flip=False)[:, 0].diff(dim=-1).mean((1, 2)) > 0).all()
+
+
+# ----------------------------------------------------------------------------------------------------------- training
+def argv(faces, out, *more, data=None):
+    return [str(a) for a in ("--data", *(data or [faces / "train"]), "--out", out, "--steps", 4, *SMALL_RECOGNIZER, *more)]
+
+
+def stop_before_step(monkeypatch, module, name, n):
+    """Let a training end as by Ctrl-C at its n-th step; returns the function that undoes it."""
+    original, calls = getattr(module, name), []
+
+    def stops(*a, **kw):
+        calls.append(1)
+        if len(calls) == n:
+            raise KeyboardInterrupt
+        return original(*a, **kw)
+    monkeypatch.setattr(module, name, stops)
+    return lambda: monkeypatch.setattr(module, name, original)
+
+
+def assert_equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for k in a:
+            assert_equal(a[k], b[k])
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_resume_is_the_uninterrupted_run_to_the_bit(faces, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train_recognizer.main(argv(faces, whole, "--log-every", 1)) == 0
+    undo = stop_before_step(monkeypatch, train_recognizer, "augment", 4)
+    assert train_recognizer.main(argv(faces, parts, "--save-every", 2, "--log-every", 1)) == 130
+    assert not (parts / "model.pt").exists() and torch.load(parts / "last.pt", weights_only=True)["step"] == 2
+    undo()
+    assert train_recognizer.main(argv(faces, parts, "--save-every", 2, "--log-every", 1)) == 0
+    assert_equal(*(torch.load(p / "model.pt", weights_only=True) for p in (whole, parts)))
+    assert (whole / "log.jsonl").read_text() == (parts / "log.jsonl").read_text()
+    assert [json.loads(x)["step"] for x in (parts / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
+    cost = json.loads((parts / "cost.json").read_text())
+    assert cost["images"] == 5 * 8 and cost["flops"] > 0 and cost["seconds"] > 0  # one step was done twice
+
+
+def test_a_finished_run_is_left_alone_and_another_is_refused(faces, tmp_path, fails):
+    out = tmp_path / "run"
+    assert train_recognizer.main(argv(faces, out, "--keep-every", 2)) == 0
+    assert (out / "model-2.pt").exists() and (out / "model-4.pt").exists()
+    before = (out / "model.pt").stat().st_mtime_ns
+    assert train_recognizer.main(argv(faces, out, "--log-every", 3, "--save-every", 1)) == 0  # these do not change results
+    assert (out / "model.pt").stat().st_mtime_ns == before
+    fails(train_recognizer.main, argv(faces, out, "--lr", "0.01", "--seed", 1), out, "lr, seed")
+    moved = tmp_path / "moved"
+    shutil.copytree(faces / "train", moved)
+    assert train_recognizer.main(argv(faces, out, data=[moved])) == 0  # an equal folder elsewhere is the same input
+    (moved / "s11" / "1.png").unlink()
+    fails(train_recognizer.main, argv(faces, out, data=[moved]), "data")
+
+
+def test_init_takes_the_backbone_and_the_rows_of_shared_classes(faces, tmp_path):
+    first, second, more = tmp_path / "first", tmp_path / "second", tmp_path / "more"
+    assert train_recognizer.main(argv(faces, first)) == 0
+    shutil.copytree(faces / "train" / "s12", more / "a-new-class")
+    shutil.copytree(faces / "train" / "s13", more / "s13")
+    argv2 = argv(faces, second, "--init", first, "--lr", "0", data=[faces / "train", more])
+    assert train_recognizer.main(argv2) == 0
+    old, new = (torch.load(p / "model.pt", weights_only=True) for p in (first, second))
+    assert new["classes"] == sorted([*old["classes"], "a-new-class"])  # s13 of both folders is one class
+    assert all(torch.equal(v, new["weights"][k]) for k, v in old["weights"].items() if k.endswith("conv1.weight"))
+    for i, name in enumerate(old["classes"]):
+        assert torch.equal(old["head"][i], new["head"][new["classes"].index(name)])
+    derived = json.loads((second / "config.json").read_text())["derived"]
+    assert derived["images"] == 5 * 6 + 12 and derived["head_rows_taken_over"] == 5
+
+
+def test_init_of_another_architecture_is_refused(faces, tmp_path, fails):
+    assert train_recognizer.main(argv(faces, tmp_path / "a")) == 0
+    fails(train_recognizer.main, argv(faces, tmp_path / "b", "--init", tmp_path / "a", "--size", 32), "--init", "size 16")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(faces, tmp_path, fails, monkeypatch):
+    out, original = tmp_path / "run", train_recognizer.arcface
+    monkeypatch.setattr(train_recognizer, "arcface", lambda c, *a: original(c, *a) * (math.nan if calls.append(1) or len(calls) > 3 else 1))
+    calls = []
+    fails(train_recognizer.main, argv(faces, out, "--save-every", 2), "not finite by step 4", "last.pt")
+    last = torch.load(out / "last.pt", weights_only=True)
+    assert last["step"] == 2 and all(v.isfinite().all() for v in last["model"].values())
+    assert not (out / "model.pt").exists()
+
+
+def test_it_learns(faces, tmp_path):
+    out = tmp_path / "run"
+    assert train_recognizer.main(argv(faces, out, "--steps", 60, "--batch", 16, "--margin", 0.1)) == 0
+    log = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
+    model, saved = train_recognizer.load_recognizer(out, "cpu")
+    images = stage.Images([faces / "train"], 16, 1)
+    z = train_recognizer.embed(model, images, True, torch.device("cpu"), batch=7)
+    assert (z.norm(dim=1) - 1).abs().max() < 1e-5
+    head = torch.nn.functional.normalize(saved["head"])
+    assert ((z @ head.T).argmax(1) == images.labels).float().mean() > 0.9, log[-1]
+
+
+def test_bf16_trains(faces, tmp_path):
+    assert train_recognizer.main(argv(faces, tmp_path / "run", "--precision", "bf16", "--steps", 2)) == 0
+
+
+def test_two_processes_do_not_share_a_directory(faces, tmp_path, fails, monkeypatch):
+    out = tmp_path / "run"
+    undo = stop_before_step(monkeypatch, train_recognizer, "augment", 2)
+    assert train_recognizer.main(argv(faces, out)) == 130
+    undo()
+    held = open(out / ".lock", "w")
+    stage.fcntl.flock(held, stage.fcntl.LOCK_EX)
+    fails(train_recognizer.main, argv(faces, out), "another process")
+    held.close()
+    assert train_recognizer.main(argv(faces, out)) == 0

@@ -1,0 +1,320 @@
+"""The sampler and the mix: against analytic scores, slow twins and exact identities."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL_UNET
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import sample_scoremix
+import train_diffusion
+from sample_scoremix import draw_noise, folder_name, image_generator, mixed_denoiser, sample, timesteps
+from train_diffusion import Schedule, UNet
+
+SHAPE = (1, 2, 3)
+MEANS = torch.stack([torch.linspace(-1.0, 2.0, 6).view(SHAPE), torch.linspace(1.5, -0.5, 6).view(SHAPE), torch.zeros(SHAPE)])
+STD = 0.4
+
+
+class GaussianModel:
+    """The exact network for classes N(mean_y, STD^2): it predicts v (or eps) from E[x0 | x_t]. Counts its calls."""
+
+    def __init__(self, schedule, predict="v", means=MEANS):
+        self.schedule, self.predict, self.means, self.num_classes, self.batches = schedule, predict, means, len(means) - 1, []
+
+    def __call__(self, x, t, y):
+        self.batches.append(len(x))
+        abar = torch.from_numpy(self.schedule.abar)[t][:, None, None, None]
+        a, s = abar.sqrt(), (1 - abar).sqrt()
+        mean = self.means[y].double()
+        x0 = mean + a * STD ** 2 * (x - a * mean) / (a ** 2 * STD ** 2 + s ** 2)
+        return (a * x - x0) / s if self.predict == "v" else (x - a * x0) / s
+
+
+def draw(model, schedule, y, weights, n=64, steps=50, eta=0.0, clip=False, **kw):
+    generators = [torch.Generator().manual_seed(i) for i in range(n)]
+    x_T = draw_noise(generators, SHAPE, "cpu")
+    denoise = mixed_denoiser(model, schedule, getattr(model, "predict", "v"), torch.tensor([y] * n), weights, clip=clip, **kw)
+    return sample(denoise, x_T, schedule, "ddim", steps, eta, generators)
+
+
+@pytest.mark.parametrize("predict", ["v", "eps"])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.5, 1.0])
+def test_mixed_score_of_equal_variance_gaussians_is_the_gaussian_between(lam, eta, predict):
+    schedule = Schedule()
+    between = (lam * MEANS[0] + (1 - lam) * MEANS[1])[None].repeat(2, 1, 1, 1)
+    mixed = draw(GaussianModel(schedule, predict), schedule, [0, 1], [lam, 1 - lam], eta=eta)
+    direct = draw(GaussianModel(schedule, predict, between), schedule, [0], [1.0], eta=eta)
+    assert (mixed - direct).abs().max() < (1e-4 if predict == "v" else 2e-3)  # eps loses digits where a is near 0
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_samples_have_the_moments_of_the_mix(eta):
+    schedule, n = Schedule(), 1500
+    x = draw(GaussianModel(schedule), schedule, [0, 1], [0.25, 0.75], n=n, steps=100, eta=eta)
+    assert (x.mean(0) - (0.25 * MEANS[0] + 0.75 * MEANS[1])).abs().max() < 5 * STD / math.sqrt(n)
+    assert (x.std(0) - STD).abs().max() < 5 * STD / math.sqrt(2 * n)
+
+
+def test_deterministic_ddim_follows_the_exact_flow():
+    schedule = Schedule()
+    x_T = draw_noise([torch.Generator().manual_seed(i) for i in range(8)], SHAPE, "cpu")
+    a, s = schedule.coefficients(schedule.T - 1)
+    exact = MEANS[0] + STD * (x_T - a * MEANS[0]) / math.sqrt(a ** 2 * STD ** 2 + s ** 2)
+    errors = [(draw(GaussianModel(schedule), schedule, [0], [1.0], n=8, steps=k) - exact).abs().max() for k in (50, 200)]
+    assert errors[1] < 0.01 and errors[1] < errors[0] / 2
+
+
+def slow_ddim(denoise, x, abar, times, eta, noises):
+    """Song et al. 2021, Eq. 12 and 16, in float64, one number at a time."""
+    x = x.double().numpy().copy()
+    for k, (t, u) in enumerate(zip(times, times[1:])):
+        now, after = abar[t], (abar[u] if u >= 0 else 1.0)
+        x0 = denoise(torch.from_numpy(x).float(), torch.full((len(x),), t)).double().numpy()
+        sigma = eta * math.sqrt((1 - after) / (1 - now)) * math.sqrt(1 - now / after)
+        for i in np.ndindex(x.shape):
+            eps = (x[i] - math.sqrt(now) * x0[i]) / math.sqrt(1 - now)
+            x[i] = math.sqrt(after) * x0[i] + math.sqrt(1 - after - sigma ** 2) * eps + sigma * noises[k][i]
+    return x
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ddim_step_against_a_slow_twin(eta):
+    schedule, steps, n = Schedule(), 7, 3
+    denoise = mixed_denoiser(GaussianModel(schedule), schedule, "v", torch.tensor([[0, 1]] * n), [0.5, 0.5])
+    generators = [torch.Generator().manual_seed(i) for i in range(n)]
+    x_T = draw_noise(generators, SHAPE, "cpu")
+    fast = sample(denoise, x_T, schedule, "ddim", steps, eta, generators)
+    twins = [torch.Generator().manual_seed(i) for i in range(n)]
+    draw_noise(twins, SHAPE, "cpu")
+    noises = [draw_noise(twins, SHAPE, "cpu").numpy() for _ in range(steps)]
+    slow = slow_ddim(denoise, x_T, schedule.abar, timesteps(schedule.T, steps), eta, noises)
+    assert np.abs(fast.numpy() - slow).max() < 1e-4
+
+
+def test_ddpm_is_the_ancestral_posterior():
+    """x' ~ N(posterior mean, posterior variance) of Ho et al. 2020, Eq. 6 and 7, over all T steps."""
+    schedule, n = Schedule(T=20), 3
+    denoise = mixed_denoiser(GaussianModel(schedule), schedule, "v", torch.tensor([[0]] * n), [1.0], clip=False)
+    generators = [torch.Generator().manual_seed(i) for i in range(n)]
+    x = draw_noise(generators, SHAPE, "cpu")
+    found = sample(denoise, x, schedule, "ddpm", 20, generators=generators)
+    twins = [torch.Generator().manual_seed(i) for i in range(n)]
+    x = draw_noise(twins, SHAPE, "cpu").double()
+    for t in range(19, -1, -1):
+        abar, before = schedule.abar[t], schedule.abar[t - 1] if t else 1.0
+        beta = 1 - abar / before
+        x0 = denoise(x.float(), torch.full((n,), t)).double()
+        x = math.sqrt(before) * beta / (1 - abar) * x0 + math.sqrt(1 - beta) * (1 - before) / (1 - abar) * x
+        if t:
+            x = x + math.sqrt((1 - before) / (1 - abar) * beta) * draw_noise(twins, SHAPE, "cpu")
+    assert (found - x).abs().max() < 1e-4
+
+
+@given(st.integers(1, 1000), st.integers(1, 1000))
+def test_times_fall_from_the_last_training_step_to_the_clean_image(T, steps):
+    times = timesteps(T, min(T, steps))
+    assert times[0] == T - 1 and times[-1] == -1 and len(times) == min(T, steps) + 1
+    assert all(a > b for a, b in zip(times, times[1:]))
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    model = UNet(3, 1, 8, [1, 2], 1, [1], 2).eval()
+    for p in model.parameters():  # the zero-initialised layers, too
+        torch.nn.init.normal_(p, 0, 0.1)
+    return model.requires_grad_(False)
+
+
+def unet_sample(unet, y, weights, clip=True, **kw):
+    x_T = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(5))
+    schedule = Schedule()
+    return sample(mixed_denoiser(unet, schedule, "v", torch.tensor([y] * 4), weights, clip=clip, **kw), x_T, schedule, steps=5)
+
+
+def test_weight_one_is_the_single_class_and_swapping_changes_nothing(unet):
+    alone = unet_sample(unet, [2], [1.0])
+    assert (unet_sample(unet, [2, 0], [1.0, 0.0]) - alone).abs().max() < 1e-5
+    assert (unet_sample(unet, [0, 2], [0.0, 1.0]) - alone).abs().max() < 1e-5
+    mixed = unet_sample(unet, [0, 2], [0.3, 0.7])
+    assert (unet_sample(unet, [2, 0], [0.7, 0.3]) - mixed).abs().max() < 1e-5
+    assert (mixed - alone).abs().max() > 1e-3  # the classes do differ
+    three = unet_sample(unet, [0, 1, 2], [0.3, 0.0, 0.7])
+    assert (three - mixed).abs().max() < 1e-5
+
+
+def test_mixing_eps_v_or_x0_is_the_same_for_convex_weights_and_not_for_others(unet):
+    schedule, x, t = Schedule(), torch.randn(1, 1, 8, 8), torch.tensor([700])
+    a, s = schedule.coefficients(700)
+    v = [unet(x, t, torch.tensor([c])) for c in (0, 1)]
+    for lam, same in (((0.4, 0.6), True), ((0.7, 0.7), False)):
+        found = mixed_denoiser(unet, schedule, "v", torch.tensor([[0, 1]]), lam, clip=False)(x, t)
+        eps = sum(w * (s * x + a * out) for w, out in zip(lam, v))
+        by_eps = (x - s * eps) / a
+        by_v = a * x - s * sum(w * out for w, out in zip(lam, v))
+        by_x0 = sum(w * (a * x - s * out) for w, out in zip(lam, v))
+        assert (found - by_x0).abs().max() < 1e-5
+        for other in (by_eps, by_v):
+            assert bool((found - other).abs().max() < 1e-4) == same
+
+
+def test_the_clip_comes_after_the_mix():
+    class Constant:
+        num_classes = 2
+
+        def __call__(self, x, t, y):  # eps that stands for x0 = 3 (class 0) or -1 (class 1)
+            a, s = Schedule().coefficients(500)
+            return (x - a * torch.tensor([3.0, -1.0])[y][:, None, None, None]) / s
+    denoise = mixed_denoiser(Constant(), Schedule(), "eps", torch.tensor([[0, 1]]), [0.5, 0.5])
+    x0 = denoise(torch.zeros(1, 1, 2, 2), torch.tensor([500]))
+    assert (x0 - 1.0).abs().max() < 1e-4  # clipping first would give 0
+
+
+def test_one_network_call_a_step_for_all_classes():
+    schedule = Schedule()
+    model = GaussianModel(schedule)
+    draw(model, schedule, [0, 1], [0.5, 0.5], n=5, steps=7)
+    assert model.batches == [10] * 7
+    model = GaussianModel(schedule)
+    draw(model, schedule, [0, 1], [0.5, 0.5], n=5, steps=7, guidance=2.0)
+    assert model.batches == [15] * 7
+
+
+def test_guidance_moves_away_from_the_null_class(unet):
+    schedule, x, t = Schedule(), torch.randn(2, 1, 8, 8), torch.tensor([400, 400])
+    y = torch.tensor([[0, 1]] * 2)
+
+    def x0(columns, lam, **kw):
+        return mixed_denoiser(unet, schedule, "v", columns, lam, clip=False, **kw)(x, t)
+    null = x0(torch.full((2, 1), unet.num_classes), [1.0])
+    mixed = x0(y, [0.5, 0.5])
+    assert (x0(y, [0.5, 0.5], guidance=3.0) - (null + 3 * (mixed - null))).abs().max() < 1e-5
+    assert (x0(y, [0.5, 0.5], guidance=0.0) - null).abs().max() < 1e-5
+
+
+def test_noise_depends_on_seed_classes_and_index_alone():
+    def noise(*key):
+        return torch.randn(5, generator=image_generator(*key))
+    base = noise(0, ("a", "b"), 3)
+    assert torch.equal(base, noise(0, ("a", "b"), 3))
+    for other in ((1, ("a", "b"), 3), (0, ("b", "a"), 3), (0, ("a", "b"), 4), (0, ("ab",), 3)):
+        assert not torch.equal(base, noise(*other))
+
+
+def test_folder_names_keep_mixes_apart():
+    assert folder_name(("a",)) == "a" and folder_name(("a+b",)) == "a+b"
+    assert folder_name(("a", "b")) == "a+b"
+    names = [folder_name(m) for m in (("a+b", "c"), ("a", "b+c"), ("a%2Bb", "c"), ("x" * 150, "y" * 150), ("x" * 150, "y" * 149))]
+    assert len(set(names)) == 5 and all(len(n) < 256 and n.count("+") <= 1 for n in names)
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+@pytest.fixture(scope="module")
+def generator(faces, tmp_path_factory):
+    out = tmp_path_factory.mktemp("generator") / "run"
+    argv = ["--data", faces / "train", "--out", out, "--steps", "3", *SMALL_UNET]
+    assert train_diffusion.main([str(a) for a in argv]) == 0
+    return out
+
+
+def write_pairs(path, text):
+    path.write_text(text)
+    return path
+
+
+def command(generator, pairs, out, *more):
+    return [str(a) for a in ("--generator", generator, "--pairs", pairs, "--out", out, "--per-class", 5, "--steps", 3, *more)]
+
+
+def pixels(folder):
+    return {p.relative_to(folder): np.asarray(Image.open(p)).astype(int) for p in folder.glob("*/*.png")}
+
+
+def test_same_images_after_a_loss_and_in_other_batches(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2,distance\ns11,s12,1.2\ns13,s14,1.1\n")
+    out = tmp_path / "mixed"
+    assert sample_scoremix.main(command(generator, pairs, out, "--batch", "4", "--eta", "0.5")) == 0
+    first = {p: p.read_bytes() for p in sorted(out.glob("*/*.png"))}
+    assert len(first) == 10 and {p.parent.name for p in first} == {"s11+s12", "s13+s14"}
+    rows = list(csv.DictReader(open(out / "manifest.csv")))
+    assert {r["path"] for r in rows} == {str(p.relative_to(out)) for p in first}
+    assert rows[0]["class_2"] == "s12" and float(rows[0]["weight_1"]) == 0.5 and (out / "preview.png").exists()
+    lost = [out / "s11+s12/2.png", out / "s13+s14/4.png"]
+    for p in lost:
+        p.unlink()
+    untouched = (out / "s13+s14/0.png").stat().st_mtime_ns  # in a batch that is whole
+    assert sample_scoremix.main(command(generator, pairs, out, "--batch", "4", "--eta", "0.5")) == 0
+    assert {p: p.read_bytes() for p in sorted(out.glob("*/*.png"))} == first
+    assert (out / "s11+s12/4.png").exists() and (out / "s13+s14/0.png").stat().st_mtime_ns == untouched
+    other = tmp_path / "other"
+    assert sample_scoremix.main(command(generator, pairs, other, "--batch", "10", "--eta", "0.5")) == 0
+    a, b = pixels(out), pixels(other)
+    assert a.keys() == b.keys() and max(np.abs(a[k] - b[k]).max() for k in a) <= 1
+
+
+def test_one_column_reproduces_the_class_under_its_own_name(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1\ns11\ns13\n")
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out")) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["s11", "s13"]
+
+
+def test_three_columns_and_given_weights(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2,class_3,distance\ns11,s12,s13,3\n")
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.5", "0.25", "0.25")) == 0
+    assert len(list((tmp_path / "out/s11+s12+s13").iterdir())) == 5
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", ["cannot read"]), ("class_1,class_2,distance\n", ["no rows"]), ("a,b\ns11,s12\n", ["columns a,b", "class_1"]),
+    ("class_1,class_3\ns11,s12\n", ["columns"]), ("class_1,class_2\ns11,s99\n", ["line 2", "s99"]),
+    ("class_1,class_2\ns11\n", ["line 2", "1 columns"]), ("class_1,class_2\ns11,s11\n", ["repeats"]),
+    ("class_1,class_2\ns11,s12\ns11,s12\n", ["line 3", "repeats"])])
+def test_bad_pairs_files(generator, tmp_path, fails, text, words):
+    pairs = write_pairs(tmp_path / "pairs.csv", text)
+    fails(sample_scoremix.main, command(generator, pairs, tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pairs_files_of_a_spreadsheet_are_read(generator, tmp_path):
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_bytes("class_1,class_2\r\n\"s11\",s12\r\n".encode("utf-8-sig"))
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out")) == 0
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--weights", "0.5", "0.3"], ["sum must be 1", "--nonconvex"]), (["--weights", "1.5", "-0.5"], ["negative"]),
+    (["--weights", "1"], ["1 numbers"]), (["--weights", "nan", "1"], ["nan"]), (["--steps", "0"], ["--steps"]),
+    (["--solver", "ddpm", "--eta", "0.5"], ["--eta"]), (["--device", "nowhere"], ["nowhere"]), (["--colour", "1"], ["--colour"])])
+def test_bad_flags(generator, tmp_path, fails, more, words):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    fails(sample_scoremix.main, command(generator, pairs, tmp_path / "out", *more), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nonconvex_weights_when_asked_for(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.8", "0.8", "--nonconvex")) == 0
+
+
+def test_a_mix_that_would_join_an_existing_class_is_refused(generator, tmp_path, fails):
+    saved = torch.load(generator / "model.pt", weights_only=True)
+    saved["classes"][2] = "s11+s12"
+    torch.save(saved, tmp_path / "model.pt")
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    fails(sample_scoremix.main, command(tmp_path / "model.pt", pairs, tmp_path / "out"), "s11+s12")
+
+
+def test_the_preview_does_without_the_training_images(generator, tmp_path, capsys):
+    saved = torch.load(generator / "model.pt", weights_only=True)
+    saved["data"] = ["/nowhere"]
+    torch.save(saved, tmp_path / "model.pt")
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    assert sample_scoremix.main(command(tmp_path / "model.pt", pairs, tmp_path / "out")) == 0
+    assert "without real images" in capsys.readouterr().out and (tmp_path / "out/preview.png").exists()
