@@ -24,9 +24,9 @@ import stage
 from train_recognizer import add_common_flags, count_flops, fill_defaults, learning_rate
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
-SMALL = dict(steps=2500, batch=64, lr=1e-3, ema=0.999,
+SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
              width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=2)
-LARGE = dict(steps=180_000, batch=256, lr=2e-4, ema=0.9999,
+LARGE = dict(steps=180_000, batch=256, lr=2e-4, ema=0.9999, dropout=0.1,
              width=192, multipliers=[1, 2, 3, 4], blocks=3, attention=[2, 3], patch=1)
 NULL_SHARE = 0.1  # share of the images trained without their class, for classifier-free guidance
 MAX_GRAD_NORM = 1.0
@@ -44,8 +44,8 @@ def parse_args(argv=None):
     add("batch", int, 1, math.inf, "images a step")
     add("lr", float, 0, math.inf, "peak learning rate of AdamW")
     add("ema", float, 0, 1, "decay of the averaged weights, the ones that are kept")
+    add("dropout", float, 0, 0.9, "dropout in the residual blocks")
     g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts (default: v)")
-    g.add_argument("--dropout", type=stage.number(float, 0, 0.9), default=0.1, help="in the blocks (default: 0.1)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and noise (default: 0)")
     g.add_argument("--grid-every", type=stage.number(int, 1), default=2000, metavar="N",
                    help="steps a sample grid (default: %(default)s)")

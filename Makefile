@@ -1,0 +1,64 @@
+# make demo: the whole method on the AT&T faces.   make test: all the tests.
+# PY=python3 uses an environment that you have and installs nothing; ORL=DIR reads the faces from DIR; VENV=DIR moves the
+# environment that is made here otherwise. It is keyed by requirements.txt, so a changed requirement makes a new one.
+
+.PHONY: demo test clean
+.NOTPARALLEL:
+.DEFAULT_GOAL := demo
+
+RUNS ?= runs/demo
+ORL ?=
+ifdef PY
+ENV :=
+else
+DIGEST := $(shell python3 -c "import hashlib; print(hashlib.sha256(open('requirements.txt', 'rb').read()).hexdigest()[:12])")
+VENV ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/scoremix/venv-$(DIGEST)
+PY := $(VENV)/bin/python
+ENV := $(VENV)/.complete
+
+$(ENV):
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet -r requirements.txt
+	touch $@
+endif
+
+demo: $(RUNS)/report/results.json
+	@echo; cat $(RUNS)/report/table.md
+	@echo; echo "pictures: $(RUNS)/mixed/preview.png (real, reproduced, mixed), $(RUNS)/generator/samples-*.png,"
+	@echo "          $(RUNS)/report/roc.png, $(RUNS)/report/similarity.png"
+
+test: | $(ENV)
+	$(PY) -m pytest -q tests
+
+clean:
+	rm -rf $(RUNS)
+
+# A stage that was killed goes on: its files are newer than its inputs. A stage whose input changed starts afresh.
+afresh = @for i in $^; do if [ $(@D)/config.json -ot $$i ] && [ -e $(@D)/config.json ]; then rm -r $(@D); fi; done
+
+$(RUNS)/data/split.json: | $(ENV)
+	$(PY) prepare_data.py orl $(ORL) --fold 0 --size 32 --out $(@D)
+
+$(RUNS)/real/model.pt: $(RUNS)/data/split.json
+	$(afresh)
+	$(PY) train_recognizer.py --data $(RUNS)/data/train --arch small --size 32 --out $(@D)
+
+$(RUNS)/generator/model.pt: $(RUNS)/data/split.json
+	$(afresh)
+	$(PY) train_diffusion.py --data $(RUNS)/data/train --size 32 --out $(@D)
+
+$(RUNS)/pairs.csv: $(RUNS)/real/model.pt $(RUNS)/data/split.json
+	$(PY) mine_pairs.py --recognizer $(RUNS)/real --data $(RUNS)/data/train --out $@
+
+$(RUNS)/mixed/manifest.csv: $(RUNS)/generator/model.pt $(RUNS)/pairs.csv
+	$(afresh)
+	$(PY) sample_scoremix.py --generator $(RUNS)/generator --pairs $(RUNS)/pairs.csv --out $(@D)
+
+$(RUNS)/scoremix/model.pt: $(RUNS)/data/split.json $(RUNS)/mixed/manifest.csv
+	$(afresh)
+	$(PY) train_recognizer.py --data $(RUNS)/data/train $(RUNS)/mixed --arch small --size 32 --out $(@D)
+
+$(RUNS)/report/results.json: $(RUNS)/real/model.pt $(RUNS)/scoremix/model.pt $(RUNS)/data/split.json
+	$(afresh)
+	$(PY) evaluate.py --model $(RUNS)/real $(RUNS)/scoremix --data $(RUNS)/data/test --out $(@D)
