@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 import stage
 
@@ -100,7 +99,7 @@ def run(args) -> None:
 
     def each(action, text: str) -> None:
         with ThreadPoolExecutor() as pool:
-            for _ in tqdm(pool.map(action, paths), text, len(paths), unit="img", disable=None):
+            for _ in stage.progress(pool.map(action, paths), text, len(paths), disable=None):
                 pass
     each(read, "checking images")  # a broken one is named before anything is written
     args.src = str(source)

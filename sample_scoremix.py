@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from einops import rearrange, repeat
 from PIL import Image
-from tqdm import tqdm
 
 import stage
 from train_diffusion import Schedule, UNet, count_flops, load_generator, save_grid, to_uint8, to_x0
@@ -163,6 +162,12 @@ def image_generator(seed: int, mix: tuple[str, ...], index: int) -> torch.Genera
     return torch.Generator().manual_seed(stage.seed_of("image", seed, *mix, index))
 
 
+def wait(writing: list) -> None:
+    """Let the files of a batch be written; an error in one of them is raised here."""
+    for future in writing:
+        future.result()
+
+
 def write_png(path: Path, image: np.ndarray) -> None:
     stage.write_atomic(path, lambda p: Image.fromarray(image.squeeze()).save(p, "PNG"))  # (H, W, C)
 
@@ -224,15 +229,17 @@ def run(args) -> None:
     batches = [work[i:i + args.batch] for i in range(0, len(work), args.batch)]
     missing = [b for b in batches if not all(target[item].exists() for item in b)]
     done = len(work) - sum(map(len, missing))
-    with ThreadPoolExecutor(4) as writers, tqdm(total=len(work), initial=done, desc=out.dir.name, unit="img") as bar:
+    bar = stage.progress(total=len(work), initial=done, desc=out.dir.name, unit="img")
+    with ThreadPoolExecutor(4) as writers, bar:
+        writing = []
         for batch in missing:  # always whole: a batch decides its images' last bit of rounding
             images = draw(batch, [mix for mix, _ in batch], weights)
-            written = [writers.submit(write_png, target[item], image) for item, image in zip(batch, images)]
+            wait(writing)
+            writing = [writers.submit(write_png, target[item], image) for item, image in zip(batch, images)]
             n = len(batch)
             out.spend(device, images=n, network_evaluations=passes * n, flops=passes * flops * n)
             bar.update(n)
-    for future in written if missing else ():
-        future.result()
+        wait(writing)
 
     def reproduce(rows):  # each class alone, from the noise of the first image of its mix
         return draw([(mix, 0) for mix, _ in rows], [(c,) for _, c in rows], [1.0])
