@@ -15,9 +15,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import stage
-from train_recognizer import embed, load_recognizer
+from train_recognizer import count_flops, embed, load_recognizer
+
+MOST_IMAGES = 6000  # 18 million pairs, which are sorted at once, in 2 GB
 
 
 def parse_args(argv=None):
@@ -127,8 +130,9 @@ class AllPairs:
         found = self.best_same > self.to_class[:, w > 0].max(axis=1)
         probes = w[self.labels] * self.probes
         tars = {name: math.nan if np.isnan(far[-1] + tar[-1]) else tar_at(far, tar, f) for name, f in self.fars.items()}
+        alone = (w > 0).sum() < 2 or not probes.any()  # nobody to be mistaken for, or no probe
         return {"eer": equal_error_rate(far, tar), **tars, "auc": area_under_curve(far, tar),
-                "rank1": float((found * probes).sum() / probes.sum()) if probes.any() else math.nan}
+                "rank1": math.nan if alone else float((found * probes).sum() / probes.sum())}
 
 
 def summary(value: dict, draws: dict) -> dict:
@@ -202,21 +206,30 @@ def run(args) -> None:
     device, names = stage.pick_device(args.device), names_of(args.model)
     if len(set(names)) < len(names):
         raise stage.StageError("--model names the same recogniser twice; leave one out")
-    loaded = dict(zip(names, (load_recognizer(m, device) for m in args.model)))
-    read, pairs = {}, {}
+    loaded, read, pairs = dict(zip(names, (load_recognizer(m, device) for m in args.model))), {}, {}
     for name, (model, saved) in loaded.items():
         key = saved["config"]["size"], saved["config"]["channels"]
         images = read[key] = read.get(key) or stage.Images(args.data, *key)
         seen = set(images.classes) & set(saved["classes"])
         if seen:
-            print(f"warning: {name} was trained on {len(seen)} classes of the names of test classes, such as {min(seen)}: "
-                  "a fair test has none", file=sys.stderr)
-        labels = images.labels.numpy()
-        if len(images.classes) < 2 or np.bincount(labels).max() < 2:
+            print(f"warning: {name} was trained on {len(seen)} classes that bear the names of test classes, such as "
+                  f"{min(seen)}; a fair test has none", file=sys.stderr)
+        n = len(images.paths)
+        if len(images.classes) < 2 or images.labels.bincount().max() < 2:
             raise stage.StageError(f"{' '.join(args.data)} has no genuine or no impostor pairs; "
                                    "give at least two classes, and one of them two images")
-        pairs[name] = AllPairs(embed(model, images, saved["config"]["flip"], device).numpy(), labels)
+        if n > MOST_IMAGES:
+            raise stage.StageError(f"all pairs of {n:,} images are too many; give at most {MOST_IMAGES:,}")
     out = stage.Run("evaluate", args, {"model": [saved["path"] for _, saved in loaded.values()], "data": args.data})
+    if (out.dir / "results.json").exists():
+        print((out.dir / "table.md").read_text() + f"already evaluated: {out.dir}")
+        return
+    for name, (model, saved) in loaded.items():
+        images, flip = read[saved["config"]["size"], saved["config"]["channels"]], saved["config"]["flip"]
+        pairs[name] = AllPairs(embed(model, images, flip, device).numpy(), images.labels.numpy())
+        one = torch.zeros(1, images.channels, images.size, images.size, device=device)
+        evaluations = n * (1 + flip)
+        out.spend(device, images=n, network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
     people, rng = len(images.classes), np.random.default_rng(args.seed)
     draws = rng.multinomial(people, np.full(people, 1 / people), size=args.draws)  # (draws, identities), for all models
     rows, differences, results, first = [], [], [], None
@@ -236,11 +249,12 @@ def run(args) -> None:
             results[-1]["difference_to_first"] = as_json(differences[-1][1])
     shown = ["eer"] + [k for k, f in p.fars.items() if f >= report_far(p.impostors)] + ["auc", "rank1"]
     lines = [write_table(rows + differences, shown), "",
-             f"{people} unseen classes, {len(p.labels)} images, {p.genuine:,} genuine and {p.impostors:,} impostor pairs. "
-             "In brackets: 95 % intervals, by resampling the classes.", *(verdict(name, m) for name, m, _ in differences)]
+             f"{people} test classes, {n} images, {p.genuine:,} genuine and {p.impostors:,} impostor pairs.",
+             "In brackets: 95 % intervals by resampling the classes; what another training seed changes is not in them.",
+             *(verdict(name, m) for name, m, _ in differences)]
     draw_figures(out.dir, pairs)
     stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
-    out.spend(device, images=len(p.labels) * len(pairs))
+    out.spend(device)
     stage.write_json(out.dir / "results.json", {"models": results})
     print(*lines, f"wrote {out.dir}/table.md and results.json; look at {out.dir}/roc.png and similarity.png", sep="\n")
 

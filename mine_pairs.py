@@ -9,6 +9,7 @@ Source: ScoreMix (Rahimi & Marcel 2026): classes far apart in the embedding spac
 """
 
 import csv
+import io
 import itertools
 import math
 import sys
@@ -16,9 +17,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 import stage
-from train_recognizer import embed, load_recognizer
+from train_recognizer import count_flops, embed, load_recognizer
 
 MOST_MIXES = 100_000_000  # candidates that are enumerated and sorted at once: all pairs of 14,000 classes, in 8 GB
 
@@ -96,7 +98,11 @@ def mine(centres: np.ndarray, count: int, order: int = 2, strategy: str = "dista
 
 # -------------------------------------------------------------------------------------------------------------- run
 def run(args) -> None:
-    began, device = time.monotonic(), stage.pick_device(args.device)
+    device, out = stage.pick_device(args.device), Path(args.out)
+    if out.suffix != ".csv" or out.is_dir():
+        raise stage.StageError(f"--out {out} must be a CSV file, such as {out / 'pairs.csv'}")
+    if args.order == 1 and args.count:
+        raise stage.StageError("--order 1 lists every class; leave --count out")
     model, saved = load_recognizer(args.recognizer, device)
     images = stage.Images(args.data, saved["config"]["size"], saved["config"]["channels"])
     k, m = len(images.classes), args.order
@@ -110,26 +116,31 @@ def run(args) -> None:
     if len(mixes) < count:
         raise stage.StageError(f"only {len(mixes)} of {count} mixes can be had from {k} classes with each in at most "
                                f"{max_uses}; raise --max-uses or lower --count")
-    out, info = Path(args.out), Path(args.out).with_suffix(".json")
-    if out.is_dir() or out.suffix == ".json":
-        raise stage.StageError(f"--out {out} must be a file, such as {out / 'pairs.csv'}")
+    text = io.StringIO(newline="")
+    table = csv.writer(text)
+    table.writerow([f"class_{i + 1}" for i in range(m)] + ["distance"] * (m > 1))
+    table.writerows([*(images.classes[i] for i in mix), *([f"{d:.6f}"] * (m > 1))] for mix, d in mixes)
+    content = text.getvalue().encode()
+    if out.exists() and out.read_bytes() != content:
+        raise stage.StageError(f"{out} exists with another content; delete it, or choose another --out")
+    if out.exists():
+        print(f"already mined: {out}")
+        return
     out.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(path):
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow([f"class_{i + 1}" for i in range(m)] + ["distance"] * (m > 1))
-            table.writerows([*(images.classes[i] for i in mix), *([f"{d:.6f}"] * (m > 1))] for mix, d in mixes)
     everything = 1 - (centres @ centres.T)[np.triu_indices(k, 1)]
     distances = {"mean": float(everything.mean()), "min": float(everything.min()), "max": float(everything.max()),
                  "chosen_mean": float(np.mean([d for _, d in mixes]))}
     inputs = {"recognizer": stage.fingerprint(saved["path"]), "data": [stage.fingerprint(d) for d in args.data]}
-    cost = {"seconds": time.monotonic() - began, "images": len(images.paths), "device": str(device)}
-    stage.write_json(info, {"arguments": vars(args), "count": count, "max_uses": max_uses, "distances": distances,
-                            "inputs": inputs, "cost": cost})
-    stage.write_atomic(out, write)
-    print(f"wrote {out}: {len(mixes)} mixes, {args.strategy}, mean distance {distances['chosen_mean']:.3f}; "
-          f"all pairs: {distances['mean']:.3f}, from {distances['min']:.3f} to {distances['max']:.3f}")
+    flips, n = 1 + saved["config"]["flip"], len(images.paths)
+    one = torch.zeros(1, images.channels, images.size, images.size, device=device)
+    cost = {"seconds": time.monotonic() - stage.began, "device": str(device), "images": n,
+            "network_evaluations": flips * n, "flops": flips * n * count_flops(model, one)}
+    stage.write_json(out.with_suffix(".json"), {"arguments": vars(args), "count": count, "max_uses": max_uses,
+                                                "distances": distances, "inputs": inputs, "cost": cost})
+    stage.write_atomic(out, lambda p: p.write_bytes(content))
+    told = f", {args.strategy}, mean distance {distances['chosen_mean']:.3f}" if m > 1 else ""
+    print(f"wrote {out}: {len(mixes)} mixes{told}; the distances of all pairs: mean {distances['mean']:.3f}, "
+          f"from {distances['min']:.3f} to {distances['max']:.3f}")
 
 
 @stage.command

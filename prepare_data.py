@@ -67,7 +67,9 @@ def list_orl(root: Path) -> tuple[list[str], list[Path], list[int]]:
 
 def split_by_class(classes: list[str], amount: float, seed: int) -> set[str]:
     """Draw the test classes: a share of all below 1, else their number. At least two must be left to train."""
-    count = round(amount * len(classes)) if amount < 1 else round(amount)
+    count = round(amount * len(classes)) if amount < 1 else int(amount)
+    if amount >= 1 and count != amount:
+        raise stage.StageError(f"--test-classes {amount} is neither a share below 1 nor a whole number")
     if len(classes) - count < 2:
         raise stage.StageError(f"{count} of {len(classes)} classes to test leave fewer than 2 to train")
     return set(random.Random(stage.seed_of("split", seed)).sample(classes, count))
@@ -75,6 +77,8 @@ def split_by_class(classes: list[str], amount: float, seed: int) -> set[str]:
 
 def run(args) -> None:
     source = Path(args.src) if args.src else find_orl()
+    if Path(args.out).resolve().is_relative_to(source.resolve()):
+        raise stage.StageError(f"--out {args.out} lies inside the source {source}; choose another place")
     if args.source == "orl":
         classes, paths, labels = list_orl(source)
         test = {f"s{10 * args.fold + i}" for i in range(1, 11)}
@@ -88,6 +92,9 @@ def run(args) -> None:
     def target(path: Path) -> Path:
         name = path.stem if len(stems[path.parent / path.stem]) == 1 else path.name  # a.jpg beside a.png
         return Path("test" if path.parent.name in test else "train", path.parent.name, f"{name}.png")
+
+    if len(set(map(target, paths))) < len(paths):
+        raise stage.StageError("two images of a class have names that differ in their endings alone; rename one")
 
     def read(path: Path) -> np.ndarray:
         return stage.decode(path, args.size, crop=args.crop)

@@ -45,8 +45,8 @@ def parse_args(argv=None):
                    help="ddpm is ddim with --eta 1 (default: ddim)")
     g.add_argument("--steps", type=stage.number(int, 1, 1000), default=25,
                    help="each evaluates every class of the mix once (default: %(default)s)")
-    g.add_argument("--eta", type=stage.number(float, 0, 1), default=0.0,
-                   help="share of fresh noise a step; 0 is deterministic (default: 0)")
+    g.add_argument("--eta", type=stage.number(float, 0, 1),
+                   help="share of fresh noise a step (default: 0, deterministic; 1 for ddpm)")
     g = parser.add_argument_group("running")
     g.add_argument("--batch", type=stage.number(int, 1), default=50, metavar="B",
                    help="images sampled at once; changes nothing but rounding (default: %(default)s)")
@@ -54,8 +54,10 @@ def parse_args(argv=None):
                    help="the noise of an image follows from seed, classes and index alone (default: 0)")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     args = parser.parse_args(argv)
-    if args.solver == "ddpm" and args.eta not in (0.0, 1.0):
-        raise stage.StageError("--eta belongs to --solver ddim; ddpm is eta 1")
+    if args.solver == "ddpm" and args.eta not in (None, 1.0):
+        raise stage.StageError("--eta belongs to --solver ddim; ddpm is ddim with --eta 1")
+    if args.eta is None:
+        args.eta = float(args.solver == "ddpm")
     return args
 
 
@@ -125,14 +127,15 @@ def read_pairs(path, classes: list[str]) -> list[tuple[str, ...]]:
     """The class names in each row of a pairs file, checked against the generator's classes."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            header, *rows = csv.reader(file)
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise stage.StageError(f"cannot read the pairs file {path}: {error or 'it is empty'}") from None
+            lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise stage.StageError(f"cannot read the pairs file {path}: {error}") from None
+    header, rows = (lines[0][1], lines[1:]) if lines else ([], [])
     columns = [c for c in header if c.startswith("class_")]
     if not columns or columns != [f"class_{i + 1}" for i in range(len(columns))] or header[:len(columns)] != columns:
         raise stage.StageError(f"{path} has the columns {','.join(header)}; expected class_1,class_2,...,distance")
-    known, mixes = set(classes), []
-    for line, row in enumerate(rows, 2):
+    known, mixes = set(classes), {}  # a dict: a set in the order of the file
+    for line, row in rows:
         if len(row) != len(header):
             raise stage.StageError(f"line {line} of {path} has {len(row)} columns instead of {len(header)}")
         mix = tuple(row[:len(columns)])
@@ -141,10 +144,10 @@ def read_pairs(path, classes: list[str]) -> list[tuple[str, ...]]:
             raise stage.StageError(f"line {line} of {path}: the generator has no class {unknown[0]!r}")
         if len(set(mix)) < len(mix) or mix in mixes:
             raise stage.StageError(f"line {line} of {path} repeats a class or a mix: {' + '.join(mix)}")
-        mixes.append(mix)
+        mixes[mix] = None
     if not mixes:
         raise stage.StageError(f"the pairs file {path} has no rows")
-    return mixes
+    return list(mixes)
 
 
 def folder_name(mix: tuple[str, ...]) -> str:
@@ -169,20 +172,22 @@ def wait(writing: list) -> None:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(exist_ok=True)
     stage.write_atomic(path, lambda p: Image.fromarray(image.squeeze()).save(p, "PNG"))  # (H, W, C)
 
 
 # -------------------------------------------------------------------------------------------------------------- run
 def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: int) -> None:
     """A picture, a row for each of up to 8 mixes: real a, reproduced a, mixes, reproduced b, real b."""
-    size, channels, first = saved["config"]["size"], saved["config"]["channels"], {}
-    for root in (r for r in saved["data"] if Path(r).is_dir()):
-        classes, paths, labels = stage.scan([root])
-        first.update({classes[label]: p for label, p in reversed(list(zip(labels, paths)))})
-    if not first:
-        print(f"the preview is without real images: {' '.join(saved['data'])} is not here any more")
+    size, channels = saved["config"]["size"], saved["config"]["channels"]
     mixes = [mixes[i] for i in np.unique(np.linspace(0, len(mixes) - 1, 8).round().astype(int))]
-    real = {c: stage.decode(first[c], size, channels) for mix in mixes for c in mix if c in first}
+    try:
+        classes, paths, labels = stage.scan(saved["data"])
+        first = {classes[label]: p for label, p in reversed(list(zip(labels, paths)))}
+        real = {c: stage.decode(first[c], size, channels) for mix in mixes for c in mix if c in first}
+    except stage.StageError as error:
+        print(f"the preview is without real images: {error}")
+        real = {}
     alone, rows = iter(reproduce([(mix, c) for mix in mixes for c in mix])), []
     for mix in mixes:
         made = [stage.decode(path.parent / folder_name(mix) / f"{i}.png", size, channels)
@@ -201,23 +206,20 @@ def run(args) -> None:
     if len(weights) != order:
         raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
     if not args.nonconvex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
-        raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be 1, "
-                               f"not {sum(weights):g}; --nonconvex allows it")
+        raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be "
+                               f"1, not {sum(weights):g}; --nonconvex allows it")
     folders = [folder_name(mix) for mix in mixes]
     clash = set(folders) & set(saved["classes"]) if order > 1 else ()
     if clash:
         raise stage.StageError(f"the mix {min(clash)} would carry the name of an existing class; rename that class")
     config, ids = saved["config"], {c: i for i, c in enumerate(saved["classes"])}
-    shape, passes = (config["channels"], config["size"], config["size"]), args.steps * (order + (args.guidance != 1))
+    shape = config["channels"], config["size"], config["size"]
     zero = torch.zeros(1, dtype=torch.long, device=device)
     flops = count_flops(model, torch.zeros(1, *shape, device=device), zero, zero)
     out = stage.Run("sample_scoremix", args, {"generator": saved["path"], "pairs": args.pairs},
-                    {"weights": weights, "images": len(mixes) * args.per_class, "evaluations_per_image": passes,
-                     "flops_per_evaluation": flops})
+                    {"weights": weights, "images": len(mixes) * args.per_class, "flops_per_evaluation": flops})
     work = [(mix, index) for mix in mixes for index in range(args.per_class)]
     target = {item: out.dir / folder_name(item[0]) / f"{item[1]}.png" for item in work}
-    for folder in folders:
-        (out.dir / folder).mkdir(exist_ok=True)
 
     def draw(keys, names, lam):
         """Images (B, H, W, C) of the classes in `names`, a tuple an image, from the noise of `keys` (mix, index)."""
@@ -225,7 +227,13 @@ def run(args) -> None:
         x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
         y = torch.tensor([[ids[c] for c in mix] for mix in names], device=device)
         denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, args.guidance)
-        return to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, args.eta, generators))
+        images = to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, args.eta, generators))
+        evaluations = args.steps * (len(lam) + (args.guidance != 1)) * len(keys)
+        out.spend(device, images=len(keys), network_evaluations=evaluations, flops=evaluations * flops)
+        return images
+    if (out.dir / "manifest.csv").exists() and all(path.exists() for path in target.values()):
+        print(f"already sampled: {out.dir}")
+        return
     batches = [work[i:i + args.batch] for i in range(0, len(work), args.batch)]
     missing = [b for b in batches if not all(target[item].exists() for item in b)]
     done = len(work) - sum(map(len, missing))
@@ -236,13 +244,12 @@ def run(args) -> None:
             images = draw(batch, [mix for mix, _ in batch], weights)
             wait(writing)
             writing = [writers.submit(write_png, target[item], image) for item, image in zip(batch, images)]
-            n = len(batch)
-            out.spend(device, images=n, network_evaluations=passes * n, flops=passes * flops * n)
-            bar.update(n)
+            bar.update(len(batch))
         wait(writing)
 
     def reproduce(rows):  # each class alone, from the noise of the first image of its mix
-        return draw([(mix, 0) for mix, _ in rows], [(c,) for _, c in rows], [1.0])
+        parts = [rows[i:i + args.batch] for i in range(0, len(rows), args.batch)]
+        return np.concatenate([draw([(mix, 0) for mix, _ in p], [(c,) for _, c in p], [1.0]) for p in parts])
     write_preview(out.dir / "preview.png", mixes, reproduce, saved, args.per_class)
 
     def write_manifest(path):

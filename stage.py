@@ -6,7 +6,6 @@ import fcntl
 import functools
 import hashlib
 import json
-import math
 import os
 import resource
 import sys
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}
 FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
+began, locks = time.monotonic(), {}  # when this command began; directory -> the open file that holds its lock
 progress = functools.partial(tqdm, mininterval=1 if sys.stderr.isatty() else 15, leave=sys.stderr.isatty())
 
 class StageError(Exception):
@@ -34,18 +34,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise StageError(f"{message}; see --help")
 
-def number(kind: type, low: float, high: float = math.inf):
-    """An argparse type: a finite `kind` (int or float) in [low, high]."""
-    def value(text: str):
-        if not (low <= (x := kind(text)) <= high and math.isfinite(x)):
+def number(kind: type, low: float, high: float = 2 ** 63 - 1):
+    """An argparse type: a `kind` (int or float) in [low, high], neither infinite nor nan."""
+    def number(text: str):  # argparse shows this name: invalid number value: 'x'
+        if not low <= (x := kind(text)) <= high:
             raise argparse.ArgumentTypeError(f"{text} is not within {low} to {high}")
         return x
-    return value
+    return number
 
 def command(body):
     """Turn `body(argv)` into `main(argv=None) -> int`: 0, or one line on stderr and 2 (130 for an interrupt)."""
     @functools.wraps(body)
     def main(argv=None) -> int:
+        global began
+        began = time.monotonic()
         try:
             torch.set_flush_denormal(True)  # denormals slow a CPU down several times and carry nothing here
             body(argv)
@@ -53,9 +55,11 @@ def command(body):
         except KeyboardInterrupt:
             message, code = "interrupted; the same command goes on from the last checkpoint", 130
         except torch.OutOfMemoryError:
-            message, code = "out of device memory; lower --batch", 2
-        except (StageError, OSError) as error:
+            message, code = "out of device memory; lower --batch or --size", 2
+        except (StageError, OSError, UnicodeError) as error:
             message, code = str(error), 2
+        finally:
+            locks.clear()
         print(f"{Path(body.__code__.co_filename).name}: error: {' '.join(message.split())}", file=sys.stderr)
         return code
     return main
@@ -88,10 +92,9 @@ def scan(folders: list) -> tuple[list[str], list[Path], list[int]]:
 
 def fingerprint(path) -> str:
     """SHA-256 of a file, or of the names and sizes of an image folder's files."""
-    if not Path(path).is_dir():
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    listing = [f"{p.relative_to(path)}\0{p.stat().st_size}\n" for p in scan([path])[1]]
-    return hashlib.sha256("".join(listing).encode()).hexdigest()
+    files = [] if Path(path).is_file() else scan([path])[1]
+    listing = "".join(f"{p.relative_to(path)}\0{p.stat().st_size}\n" for p in files).encode()
+    return hashlib.sha256(listing if files else Path(path).read_bytes()).hexdigest()
 
 def decode(path: Path, size: int | None, channels: int | None = None, crop: tuple | None = None) -> np.ndarray:
     """uint8 (H, W, C): EXIF rotation, crop box, stretched to size x size; C = 1 for grey unless `channels` rules."""
@@ -108,25 +111,23 @@ def decode(path: Path, size: int | None, channels: int | None = None, crop: tupl
     if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
         raise StageError(f"the crop box {box} does not lie inside {path} of {image.width}x{image.height} pixels")
     target = (size, size) if size else (box[2] - box[0], box[3] - box[1])
-    if crop or image.size != target:
-        image = image.resize(target, Image.BICUBIC, box=box)  # antialiased
+    image = image.resize(target, Image.BICUBIC, box=box)  # antialiased; a copy where nothing changes
     return np.array(image).reshape(target[1], target[0], channels)
 
 class Images:
     """The images of some folders: classes, paths, labels (N,) long, and images[index], uint8 (B, C, size, size).
 
-    Each is decoded once, in parallel, so that a broken one is named before any work starts; they stay in memory if they
-    fit in a third of it, else are read as needed. C = 1 only if all are grey, unless `channels` rules.
-    """
+    All are decoded at once, so that a broken one is named before any work starts; they stay in memory if they fit in a
+    third of it, else are read as needed. C = 1 only if all are grey, unless `channels` rules."""
     def __init__(self, folders: list, size: int, channels: int | None = None):
         self.classes, self.paths, labels = scan(folders)
         self.labels, self.size, self.channels = torch.tensor(labels), size, channels
         fits = len(labels) * 3 * size * size < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
         with ThreadPoolExecutor() as pool:
             read = progress(pool.map(self._read, self.paths), "reading images", len(labels), disable=None)
-            pixels = [x if fits else x[:, :0, :0] for x in read]  # (C, size, size); only C where they do not fit
-        self.channels = channels or max(len(x) for x in pixels)
-        self.pixels = torch.stack([x.expand(self.channels, -1, -1) for x in pixels]) if fits else None
+            pixels = [(len(x), x if fits else None) for x in read]  # x (C, size, size)
+        self.channels = channels or max(c for c, _ in pixels)
+        self.pixels = torch.stack([x.expand(self.channels, -1, -1) for _, x in pixels]) if fits else None
 
     def _read(self, path: Path) -> torch.Tensor:
         return torch.from_numpy(decode(path, self.size, self.channels)).permute(2, 0, 1)
@@ -158,43 +159,41 @@ def load_model(path, kind: str) -> dict:
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)
         found, model["path"] = model["kind"], str(path)
-    except FileNotFoundError:
-        raise StageError(f"no {kind} at {path}; train it, or let its training finish") from None
-    except Exception:
-        raise StageError(f"{path} is no model of this project, or is truncated; train it again") from None
+    except Exception as error:
+        why = "is missing" if isinstance(error, FileNotFoundError) else "is no file of this project, or is truncated"
+        raise StageError(f"{path} {why}; let the training of that {kind} finish, or start it again") from None
     if found != kind:
         raise StageError(f"{path} is a {found}, but a {kind} is needed here")
     return model
 
 class Run:
-    """A stage's output directory: config.json, log.jsonl, cost.json, checkpoints; one process at a time.
-
-    inputs: flag -> path(s), compared by fingerprint: a moved folder is the same input. derived: what is worth reading.
-    Raises StageError if `args.out` holds anything but this very run.
-    """
+    """A stage's output directory, for one process at a time; StageError if `args.out` holds anything but this very run.
+    inputs: flag -> path(s), compared by fingerprint: a moved folder is the same input. derived: worth reading."""
     def __init__(self, stage: str, args: argparse.Namespace, inputs: dict, derived: dict | None = None):
-        self.args, self.dir, self._since = args, Path(args.out), time.monotonic()
-        prints = {k: [fingerprint(p) for p in (v if isinstance(v, list) else [v])] for k, v in inputs.items() if v}
+        self.args, self.dir, self._since = args, Path(args.out), began
+        held, ledger = self.dir / "config.json", self.dir / "cost.json"
+        prints = {k: [fingerprint(p) for p in np.atleast_1d(v)] for k, v in inputs.items()}
         config = {"stage": stage, "arguments": vars(args), "derived": derived, "inputs": prints,
                   "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}}
-        held, ledger = self.dir / "config.json", self.dir / "cost.json"
-        if held.exists():
-            old, new = ({"stage": c["stage"], **c["arguments"], **c["inputs"]}
-                        for c in (json.loads(held.read_text()), json.loads(json.dumps(config))))
-            differ = sorted(k for k in old | new if k not in FREE and old.get(k) != new.get(k))
-            if differ:
-                raise StageError(f"{self.dir} holds another run: {', '.join(differ)} differ; delete it or change --out")
-        elif self.dir.exists() and (not self.dir.is_dir() or any(p.name[0] != "." for p in self.dir.iterdir())):
+        files = {p.name for p in self.dir.glob("[!.]*")}
+        if files and not held.exists():
             raise StageError(f"{self.dir} exists and is no run of this project; choose another --out")
         self.dir.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.dir / ".lock", "w")  # flock: gone with the process, whatever kills it
+        locks[self.dir.resolve()] = lock = open(self.dir / ".lock", "w")
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, whatever kills it
+            self.cost = json.loads(ledger.read_text()) if ledger.exists() else {}
+            texts = held.read_text() if held.exists() else "{}", json.dumps(config)
+            old, new = [c and {"stage": c["stage"], **c["arguments"], **c["inputs"]} for c in map(json.loads, texts)]
         except BlockingIOError:
             raise StageError(f"another process is at work in {self.dir}; wait for it, or change --out") from None
-        if not held.exists():
+        except (ValueError, KeyError, TypeError):
+            raise StageError(f"{held} or {ledger} is damaged or not ours; choose another --out") from None
+        differ = sorted(k for k in old | new if k not in FREE and old.get(k) != new.get(k))
+        if differ and files - {"config.json", "log.jsonl"}:  # else nothing is lost, and a corrected command may come
+            raise StageError(f"{self.dir} holds another run: {', '.join(differ)} differ; delete it or change --out")
+        if differ:
             write_json(held, config)
-        self.cost = json.loads(ledger.read_text()) if ledger.exists() else {}
 
     def spend(self, device: torch.device, **amounts) -> None:
         """Add to cost.json the seconds since the last call, and e.g. images=64, network_evaluations=128, flops=1e9."""
@@ -210,16 +209,14 @@ class Run:
         """Call step(i, images (B, C, H, W) uint8, labels (B,)) -> {name: scalar} up to args.steps; then write model.pt.
 
         parts: name -> object with state_dict and load_state_dict; export(): content of model.pt; cost: amounts a step.
-        Goes on from last.pt. The global generators are seeded by (seed, i) before step i: a resumed run repeats an
-        uninterrupted one, to the bit on a CPU. The next batch is read while this one is computed.
-        """
+        Goes on from last.pt; torch is seeded by (seed, i) before step i: on a CPU it is the same to the bit."""
         def batch(i):
             index = batch_indices(i, len(data.paths), args.batch, args.seed)
             return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
         args, last, start, sums, count = self.args, self.dir / "last.pt", 0, {}, 0
         log = open(self.dir / "log.jsonl", "ab", buffering=0)
         if last.exists():
-            state = torch.load(last, map_location="cpu", weights_only=True)
+            state = load_model(last, "checkpoint")
             start = state["step"]
             log.truncate(state["log"])  # lines after the checkpoint come again
             for name, part in parts.items():
@@ -235,16 +232,19 @@ class Run:
                 save = keep or done % args.save_every == 0 or done == args.steps
                 if save or done % args.log_every == 0:
                     means = {k: float(v) / count for k, v in sums.items()}
-                    if not all(map(math.isfinite, means.values())):
-                        raise StageError(f"not finite by step {done}: {means}; lower --lr; {last} stays as it was")
+                    weights = [p for m in parts.values() if isinstance(m, torch.nn.Module) for p in m.parameters()]
+                    means["weight_norm"] = float(torch.nn.utils.get_total_norm([p.detach() for p in weights]))
+                    if not np.isfinite(list(means.values())).all():
+                        raise StageError(f"not finite by step {done}: {means}; lower --lr in a new --out; {last} stays")
                     log.write((json.dumps({"step": done, **means}) + "\n").encode())
                     bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
                     self.spend(device, **{k: v * count for k, v in cost.items()})
                     sums, count = {}, 0
-                if save:
-                    state = {"step": done, "log": log.tell()} | {k: p.state_dict() for k, p in parts.items()}
-                    write_atomic(last, functools.partial(torch.save, state))
                 if keep:
                     write_atomic(self.dir / f"model-{done}.pt", functools.partial(torch.save, export()))
+                if save:
+                    state = {"kind": "checkpoint", "step": done, "log": log.tell()}
+                    state |= {k: part.state_dict() for k, part in parts.items()}
+                    write_atomic(last, functools.partial(torch.save, state))
                 bar.update()
         write_atomic(self.dir / "model.pt", functools.partial(torch.save, export()))

@@ -40,9 +40,9 @@ def parse_args(argv=None):
     def add(name, kind, low, high, text, **kw):
         small, large = (" ".join(map(str, v)) if isinstance(v, list) else v for v in (SMALL[name], LARGE[name]))
         g.add_argument(f"--{name}", type=stage.number(kind, low, high), help=f"{text} ({small} | {large})", **kw)
-    add("steps", int, 1, math.inf, "optimiser steps")
-    add("batch", int, 1, math.inf, "images a step")
-    add("lr", float, 0, math.inf, "peak learning rate of AdamW")
+    add("steps", int, 1, 1e12, "optimiser steps")
+    add("batch", int, 1, 1e6, "images a step")
+    add("lr", float, 0, 1e38, "peak learning rate of AdamW")
     add("ema", float, 0, 1, "decay of the averaged weights, the ones that are kept")
     add("dropout", float, 0, 0.9, "dropout in the residual blocks")
     g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts (default: v)")
@@ -60,7 +60,7 @@ def parse_args(argv=None):
     levels = len(args.multipliers)
     step = args.patch * 2 ** (levels - 1)
     if args.size % step:
-        raise stage.StageError(f"--size {args.size} must be a multiple of {step}: --patch {args.patch}, {levels} levels")
+        raise stage.StageError(f"--size {args.size} must be a multiple of {step}: patch {args.patch}, {levels} levels")
     if args.width % 8:
         raise stage.StageError(f"--width {args.width} must be a multiple of 8")
     if any(level >= levels for level in args.attention):
@@ -99,11 +99,11 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all positions, heads of up to 64 channels."""
+    """Self-attention over all positions, heads of about 64 channels."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.heads = max(1, channels // 64)
+        self.heads = next(n for n in range(max(1, channels // 64), 0, -1) if channels % n == 0)
         self.norm, self.qkv = norm(channels), nn.Conv2d(channels, 3 * channels, 1)
         self.out = zero(nn.Conv2d(channels, channels, 1))
 

@@ -1,8 +1,7 @@
 """Train a recogniser, an IResNet under the ArcFace loss, on one or more image folders (stages 1 and 6 of ScoreMix).
 
-    python train_recognizer.py --data runs/demo/data/train --out runs/demo/real --arch small --size 32
-    python train_recognizer.py --data runs/demo/data/train runs/demo/mixed --out runs/demo/scoremix \\
-                               --arch small --size 32
+    python train_recognizer.py --data runs/demo/data/train --size 32 --out runs/demo/real
+    python train_recognizer.py --data runs/demo/data/train runs/demo/mixed --size 32 --out runs/demo/scoremix
 
 Reads   DATA/<class>/<image>; folders are united by class name, so mixed classes come in as new classes.
 Writes  OUT/model.pt (backbone with InsightFace's key names, head, classes), OUT/log.jsonl, OUT/cost.json.
@@ -28,7 +27,7 @@ SMALL = dict(steps=2500, batch=64, lr=0.1, margin=0.3, scale=32.0)  # defaults o
 LARGE = dict(steps=30_000, batch=256, lr=0.1, margin=0.5, scale=64.0)  # defaults of the others
 WARMUP = 0.05  # share of the steps in which the learning rate rises to --lr
 MARGIN_WARMUP = 0.2  # share of the steps in which the margin rises to --margin
-MOMENTUM, WEIGHT_DECAY = 0.9, 5e-4
+MOMENTUM, WEIGHT_DECAY, MAX_GRAD_NORM = 0.9, 5e-4, 5.0
 SHIFT, ZOOM, ROTATION = 0.06, 0.08, 8.0  # augmentation: up to this share of the side, this factor, these degrees
 LIGHT, LOW_RESOLUTION = 0.25, 0.2  # brightness and contrast by up to this share; share of the images made coarse
 
@@ -64,20 +63,20 @@ def parse_args(argv=None):
     parser = stage.Parser(__doc__)
     add_common_flags(parser)
     g = parser.add_argument_group("model and loss (defaults: small | others)")
-    g.add_argument("--arch", choices=list(ARCHS), default="ir50",
-                   help="backbone; small is for images of about 32 pixels (default: %(default)s)")
+    g.add_argument("--arch", choices=list(ARCHS), help="backbone (default: small up to 64 pixels, ir50 above)")
     g.add_argument("--init", metavar="MODEL", help="start from this recogniser, backbone and shared head rows")
 
     def add(name, kind, low, high, text):
         g.add_argument(f"--{name}", type=stage.number(kind, low, high), help=f"{text} ({SMALL[name]} | {LARGE[name]})")
     add("margin", float, 0, math.pi / 2, "angular margin m in radians")
-    add("scale", float, 1, 1000, "scale s of the cosines")
+    add("scale", float, 1, 1e4, "scale s of the cosines")
     g = parser.add_argument_group("training (defaults: small | others)")
-    add("steps", int, 1, math.inf, "SGD steps")
-    add("batch", int, 2, math.inf, "images a step")
-    add("lr", float, 0, math.inf, "peak learning rate")
+    add("steps", int, 1, 1e12, "SGD steps")
+    add("batch", int, 2, 1e6, "images a step")
+    add("lr", float, 0, 1e38, "peak learning rate")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches, augmentation (default: 0)")
     args = parser.parse_args(argv)
+    args.arch = args.arch or ("small" if args.size <= 64 else "ir50")
     fill_defaults(args, SMALL if args.arch == "small" else LARGE)
     if args.size % 16:
         raise stage.StageError(f"--size {args.size} must be a multiple of 16: the backbone halves it four times")
@@ -209,7 +208,10 @@ def embed(model: IResNet, images: stage.Images, flip: bool, device, batch: int =
         x = preprocess(images[index].to(device))
         z = model(x) + model(x.flip(3)) if flip else model(x)
         found.append(F.normalize(z.float()).cpu())
-    return torch.cat(found)
+    z = torch.cat(found)
+    if not z.isfinite().all():
+        raise stage.StageError("the recogniser gives embeddings that are not finite; train it again, with a lower --lr")
+    return z
 
 
 def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: dict, config: dict) -> int:
@@ -267,6 +269,7 @@ def run(args) -> None:
         loss = F.cross_entropy(arcface(cosine, y, args.scale, margin), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         return {"loss": loss, "accuracy": (cosine.argmax(1) == y).float().mean()}
 

@@ -43,13 +43,15 @@ def test_the_whole_chain(faces, tmp_path, capsys):
     assert len(mixes) == 3 and set(train_recognizer.load_recognizer(both, "cpu")[1]["classes"]) > mixes
     preview = Image.open(mixed / "preview.png")
     assert preview.size == ((2 + 4 + 2) * 96, 3 * 96)
-    reals = [np.asarray(Image.open(train / next(iter(sorted(m.split("+")))) / "1.png")) for m in mixes]
-    corner = np.asarray(preview)[::6, ::6][:48, :16].reshape(3, 16, 16)  # the first column, unzoomed: real faces
-    assert sum(any(np.array_equal(c, np.asarray(Image.open(p))) for p in train.glob("*/1.png")) for c in corner) == 3, reals
-    stamp = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.p[tn]*")}
-    everything()  # the same commands again: nothing is trained or sampled anew
-    assert all(p.stat().st_mtime_ns == t for p, t in stamp.items() if p.suffix == ".pt" or p.parent.parent == mixed)
-    assert "real" in capsys.readouterr().out
+    firsts = [np.asarray(Image.open(train / line.split(",")[0] / "1.png")) for line in pairs.read_text().split()[1:]]
+    column = np.asarray(preview)[::6, ::6][:, :16].reshape(3, 16, 16)  # unzoomed: a real face of each mix's first class
+    assert np.array_equal(column, np.stack(firsts))
+    stamp = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name not in (".lock", "log.jsonl")}
+    first = capsys.readouterr().out
+    everything()  # the same commands again: nothing is trained, sampled or written anew, and the table is shown again
+    assert {p: p.stat().st_mtime_ns for p in stamp} == stamp
+    table = (report / "table.md").read_text()
+    assert "scoremix - real" in table and table in first and table in capsys.readouterr().out
     for path in (real, gen, mixed, both, report):
         assert json.loads((path / "cost.json").read_text())["seconds"] > 0
 
@@ -116,5 +118,5 @@ def test_bad_input_over_the_stages(faces, tmp_path, fails):
     model.write_bytes(model.read_bytes()[:-1000])
     fails(evaluate.main, ["--model", tmp_path / "real", "--data", faces / "test", "--out", out], "truncated")
     fails(train_diffusion.main, ["--data", train, "--out", tmp_path / "real", *unet], "holds another run", "stage")
-    fails(mine_pairs.main, ["--recognizer", tmp_path / "real", "--data", train, "--out", tmp_path], "truncated")
+    fails(mine_pairs.main, ["--recognizer", tmp_path / "real", "--data", train, "--out", tmp_path / "p.csv"], "truncated")
     assert not out.exists() and stage.scan([train])[0] == ["s11", "s12", "s13", "s14", "s15"]

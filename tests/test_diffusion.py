@@ -120,7 +120,11 @@ def test_bad_flags(faces, tmp_path, fails, more, words):
 
 def test_a_loss_that_is_not_finite_ends_the_run(faces, tmp_path, fails):
     fails(train_diffusion.main, argv(faces, tmp_path / "run", "--lr", "1e30", "--save-every", 1), "not finite", "--lr")
-    assert not (tmp_path / "run/model.pt").exists()
+    assert not (tmp_path / "run/model.pt").exists() and not (tmp_path / "run/last.pt").exists()
+
+
+def test_attention_heads_divide_any_width():
+    assert [train_diffusion.Attention(c).heads for c in (8, 64, 128, 192, 200, 320)] == [1, 1, 2, 3, 2, 5]
 
 
 def test_it_learns_what_classes_look_like(tmp_path):

@@ -119,6 +119,11 @@ def test_weights_are_the_resample_written_out(seed):
         assert math.isnan(found["auc"]) and math.isnan(found["eer"])
 
 
+def test_a_resample_of_one_identity_says_nothing():
+    z, labels = clouds()
+    assert all(math.isnan(v) for v in AllPairs(z, labels).metrics(np.array([0, 0, 7, 0, 0, 0, 0])).values())
+
+
 # ---------------------------------------------------------------------------------------------------- the command
 @pytest.fixture(scope="module")
 def models(faces, tmp_path_factory):

@@ -133,7 +133,23 @@ def test_order_one_writes_no_distance(recognizer, faces, tmp_path):
 
 @pytest.mark.parametrize("more, words", [
     (["--count", 11], ["only 10 of 11", "--max-uses"]), (["--count", 5, "--max-uses", 1], ["only 2 of 5"]), (["--order", 6], ["at least 6"]),
-    (["--strategy", "far"], ["--strategy"]), (["--count", -1], ["--count"])])
+    (["--strategy", "far"], ["--strategy"]), (["--count", -1], ["--count"]), (["--order", 1, "--count", 3], ["--count"])])
 def test_bad_flags(recognizer, faces, tmp_path, fails, more, words):
     fails(mine_pairs.main, command(recognizer, faces, tmp_path / "pairs.csv", *more), *words)
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(recognizer, faces, tmp_path, fails):
+    out = tmp_path / "pairs.csv"
+    out.write_text("years of work")
+    fails(mine_pairs.main, command(recognizer, faces, out), out, "delete it")
+    fails(mine_pairs.main, command(recognizer, faces, tmp_path), "must be a CSV")
+    fails(mine_pairs.main, command(recognizer, faces, tmp_path / "pairs.png"), "must be a CSV")
+    assert out.read_text() == "years of work" and [p.name for p in tmp_path.iterdir()] == ["pairs.csv"]
+
+
+def test_embeddings_that_are_not_finite_are_refused(recognizer, faces, tmp_path, fails):
+    saved = torch.load(recognizer / "model.pt", weights_only=True)
+    saved["weights"]["fc.bias"][0] = math.nan
+    torch.save(saved, tmp_path / "model.pt")
+    fails(mine_pairs.main, command(tmp_path / "model.pt", faces, tmp_path / "pairs.csv"), "not finite")

@@ -71,6 +71,11 @@ def test_the_seed_draws_the_test_classes():
     assert prepare_data.split_by_class(names, 5, 3) == draws[3] and prepare_data.split_by_class(names, 0, 3) == set()
 
 
+def test_the_output_may_not_lie_in_the_source(photos, fails):
+    fails(prepare_data.main, ["folder", photos, "--out", photos / "prepared"], "inside the source")
+    assert not (photos / "prepared").exists()
+
+
 def test_equal_stems_do_not_overwrite_each_other(photos, tmp_path):
     Image.open(photos / "person 0/1.jpg").save(photos / "person 0/1.png")
     assert prepare_data.main(["folder", str(photos), "--out", str(tmp_path / "out"), "--test-classes", "0"]) == 0
@@ -92,7 +97,8 @@ def test_the_same_command_goes_on_and_another_is_refused(photos, tmp_path, fails
 
 @pytest.mark.parametrize("more, words", [
     (["--crop", "0", "0", "31", "40"], ["crop box", "30x40"]), (["--test-classes", "4"], ["fewer than 2"]),
-    (["--test-classes", "0.9"], ["fewer than 2"]), (["--size", "0"], ["--size"]), (["--fold", "1"], ["--fold"])])
+    (["--test-classes", "0.9"], ["fewer than 2"]), (["--test-classes", "1.7"], ["1.7"]),
+    (["--size", "0"], ["--size"]), (["--fold", "1"], ["--fold"])])
 def test_bad_flags(photos, tmp_path, fails, more, words):
     fails(prepare_data.main, ["folder", photos, "--out", tmp_path / "out", *more], *words)
     assert not (tmp_path / "out").exists()

@@ -3,10 +3,14 @@
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
-from conftest import SMALL_RECOGNIZER
+from conftest import ROOT, SMALL_RECOGNIZER
 
 import stage
 import train_recognizer
@@ -109,11 +113,52 @@ def test_augmentation_switched_off_is_the_identity_or_the_mirror(monkeypatch):
     assert all(a or b for a, b in zip(same, mirrored)) and 5 < sum(mirrored) < 35
 
 
-def test_augmentation_changes_images_within_their_range():
+def only(monkeypatch, name, value):
+    for other in ("SHIFT", "ZOOM", "ROTATION", "LIGHT", "LOW_RESOLUTION"):
+        monkeypatch.setattr(train_recognizer, other, value if other == name else 0.0)
+
+
+def blob(cx, cy, width, size=33):
+    """A Gaussian spot on dark ground at (cx, cy), in [-1, 1] coordinates; (64, 1, size, size)."""
+    grid = (torch.arange(size) * 2 + 1) / size - 1
+    return (2 * torch.exp(-((grid[None] - cx) ** 2 + (grid[:, None] - cy) ** 2) / width ** 2) - 1).repeat(64, 1, 1, 1)
+
+
+def centre(x):
+    """Centre of mass (n, 2) of light, in [-1, 1]."""
+    grid, light = (torch.arange(x.shape[-1]) * 2 + 1) / x.shape[-1] - 1, (x[:, 0] + 1)
+    return torch.stack([(light * grid).sum((1, 2)), (light * grid[:, None]).sum((1, 2))], 1) / light.sum((1, 2))[:, None]
+
+
+def test_each_augmentation_does_what_its_name_says(monkeypatch):
+    torch.manual_seed(0)
+    only(monkeypatch, "SHIFT", 0.1)  # of the side: 0.2 in these coordinates
+    moved = centre(augment(blob(0, 0, 0.2), flip=False))
+    assert 0.15 < moved.abs().max() <= 0.21 and moved.min() < -0.1 and moved.max() > 0.1
+    only(monkeypatch, "ROTATION", 30.0)
+    turned = centre(augment(blob(0.5, 0, 0.15), flip=False))
+    angle = torch.atan2(turned[:, 1], turned[:, 0]) * 180 / math.pi
+    assert (turned.norm(dim=1) - 0.5).abs().max() < 0.02 and 25 < angle.max() <= 31 and -31 <= angle.min() < -25
+    only(monkeypatch, "ZOOM", 0.2)
+    radius = centre(augment(blob(0.5, 0, 0.1), flip=False))[:, 0]
+    assert 0.5 / 1.2 - 0.02 < radius.min() < 0.44 and 0.58 < radius.max() < 0.5 / 0.8 + 0.02
+    only(monkeypatch, "LIGHT", 0.3)
+    x = torch.rand(64, 1, 8, 8) - 0.5
+    out = augment(x, flip=False)
+    assert (out.mean((1, 2, 3)) - x.mean((1, 2, 3))).abs().max() > 0.2
+    contrast = out.std((1, 2, 3)) / x.std((1, 2, 3))
+    assert 0.69 < contrast.min() < 0.8 and 1.2 < contrast.max() < 1.31
+    only(monkeypatch, "LOW_RESOLUTION", 0.5)
+    checks = (torch.arange(16) % 2 * 2.0 - 1).repeat(64, 1, 16, 1)
+    flat = augment(checks, flip=False).std((1, 2, 3)) < 0.1
+    assert 15 < flat.sum() < 49  # half of the images lose the pattern
+
+
+def test_augmentation_keeps_range_and_side():
     torch.manual_seed(0)
     x = torch.rand(64, 3, 32, 32) * 2 - 1
     out = augment(x, flip=False)
-    assert out.shape == x.shape and out.abs().max() <= 1
+    assert out.shape == x.shape and out.abs().max() <= 1 and (out - x).abs().mean() > 0.05
     ramp = torch.linspace(-1, 1, 32).repeat(64, 1, 32, 1)  # dark on the left; a mirror image would rise leftwards
     assert (augment(ramp, flip=False)[:, 0].diff(dim=-1).mean((1, 2)) > 0).all()
 
@@ -202,12 +247,39 @@ def test_init_of_another_architecture_is_refused(faces, tmp_path, fails):
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(faces, tmp_path, fails, monkeypatch):
     out, original = tmp_path / "run", train_recognizer.arcface
-    monkeypatch.setattr(train_recognizer, "arcface", lambda c, *a: original(c, *a) * (math.nan if calls.append(1) or len(calls) > 3 else 1))
+
+    def breaks(cosine, *a):
+        calls.append(1)
+        return original(cosine, *a) * (math.nan if len(calls) > 3 else 1)
+    monkeypatch.setattr(train_recognizer, "arcface", breaks)
     calls = []
     fails(train_recognizer.main, argv(faces, out, "--save-every", 2), "not finite by step 4", "last.pt")
     last = torch.load(out / "last.pt", weights_only=True)
     assert last["step"] == 2 and all(v.isfinite().all() for v in last["model"].values())
     assert not (out / "model.pt").exists()
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_an_update_that_blows_up_is_never_saved(faces, tmp_path, fails, steps):
+    out = tmp_path / "run"
+    fails(train_recognizer.main, argv(faces, out, "--steps", steps, "--save-every", 1, "--lr", "1e38"), "not finite", "--lr")
+    assert not (out / "last.pt").exists() and not (out / "model.pt").exists()
+    assert train_recognizer.main(argv(faces, out, "--steps", steps)) == 0  # nothing was made yet, so a mended command may
+
+
+def test_a_damaged_checkpoint_is_one_line(faces, tmp_path, fails, monkeypatch):
+    out = tmp_path / "run"
+    undo = stop_before_step(monkeypatch, train_recognizer, "augment", 3)
+    assert train_recognizer.main(argv(faces, out, "--save-every", 1)) == 130
+    undo()
+    (out / "last.pt").write_bytes((out / "last.pt").read_bytes()[:-100])
+    fails(train_recognizer.main, argv(faces, out, "--save-every", 1), "last.pt", "truncated")
+
+
+def test_size_decides_the_architecture(faces, tmp_path):
+    assert train_recognizer.parse_args(["--data", "x", "--out", "y"]).arch == "ir50"
+    small = train_recognizer.parse_args(["--data", "x", "--out", "y", "--size", "32"])
+    assert small.arch == "small" and small.scale == train_recognizer.SMALL["scale"]
 
 
 def test_it_learns(faces, tmp_path):
@@ -222,8 +294,26 @@ def test_it_learns(faces, tmp_path):
     assert ((z @ head.T).argmax(1) == images.labels).float().mean() > 0.9, log[-1]
 
 
-def test_bf16_trains(faces, tmp_path):
-    assert train_recognizer.main(argv(faces, tmp_path / "run", "--precision", "bf16", "--steps", 2)) == 0
+def test_bf16_is_near_fp32_and_not_the_same(faces, tmp_path):
+    for precision in ("fp32", "bf16"):
+        assert train_recognizer.main(argv(faces, tmp_path / precision, "--precision", precision, "--log-every", 1)) == 0
+    fp32, bf16 = (json.loads((tmp_path / p / "log.jsonl").read_text().splitlines()[0])["loss"] for p in ("fp32", "bf16"))
+    assert 0 < abs(fp32 - bf16) < 0.05 * fp32
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(faces, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    steps = ("--steps", 40, "--save-every", 1)
+    assert train_recognizer.main(argv(faces, whole, *steps)) == 0
+    command = [sys.executable, str(ROOT / "train_recognizer.py"), *argv(faces, killed, *steps)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not (killed / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert (killed / "last.pt").exists() and not (killed / "model.pt").exists(), "it ended before it was killed"
+    assert train_recognizer.main(argv(faces, killed, *steps)) == 0
+    assert_equal(*(torch.load(p / "model.pt", weights_only=True) for p in (whole, killed)))
 
 
 def test_two_processes_do_not_share_a_directory(faces, tmp_path, fails, monkeypatch):
@@ -232,7 +322,7 @@ def test_two_processes_do_not_share_a_directory(faces, tmp_path, fails, monkeypa
     assert train_recognizer.main(argv(faces, out)) == 130
     undo()
     held = open(out / ".lock", "w")
-    stage.fcntl.flock(held, stage.fcntl.LOCK_EX)
+    stage.fcntl.flock(held, stage.fcntl.LOCK_EX | stage.fcntl.LOCK_NB)  # as another process would hold it
     fails(train_recognizer.main, argv(faces, out), "another process")
     held.close()
     assert train_recognizer.main(argv(faces, out)) == 0

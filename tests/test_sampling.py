@@ -1,6 +1,7 @@
 """The sampler and the mix: against analytic scores, slow twins and exact identities."""
 
 import csv
+import json
 import math
 
 import numpy as np
@@ -272,7 +273,7 @@ def test_three_columns_and_given_weights(generator, tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    ("", ["cannot read"]), ("class_1,class_2,distance\n", ["no rows"]), ("a,b\ns11,s12\n", ["columns a,b", "class_1"]),
+    ("", ["columns"]), ("class_1,class_2,distance\n", ["no rows"]), ("a,b\ns11,s12\n", ["columns a,b", "class_1"]),
     ("class_1,class_3\ns11,s12\n", ["columns"]), ("class_1,class_2\ns11,s99\n", ["line 2", "s99"]),
     ("class_1,class_2\ns11\n", ["line 2", "1 columns"]), ("class_1,class_2\ns11,s11\n", ["repeats"]),
     ("class_1,class_2\ns11,s12\ns11,s12\n", ["line 3", "repeats"])])
@@ -303,6 +304,23 @@ def test_nonconvex_weights_when_asked_for(generator, tmp_path):
     assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.8", "0.8", "--nonconvex")) == 0
 
 
+def test_ddpm_is_ddim_with_eta_one(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "a", "--solver", "ddpm")) == 0
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "b", "--eta", "1")) == 0
+    a, b = pixels(tmp_path / "a"), pixels(tmp_path / "b")
+    assert a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
+    assert json.loads((tmp_path / "a/config.json").read_text())["arguments"]["eta"] == 1
+
+
+def test_costs_of_a_mix(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--guidance", "2")) == 0
+    cost = json.loads((tmp_path / "out/cost.json").read_text())
+    preview = 2 * 3 * (1 + 1)  # two reproductions, 3 steps, the class and the null class
+    assert cost["images"] == 5 + 2 and cost["network_evaluations"] == 5 * 3 * (2 + 1) + preview and cost["flops"] > 0
+
+
 def test_a_mix_that_would_join_an_existing_class_is_refused(generator, tmp_path, fails):
     saved = torch.load(generator / "model.pt", weights_only=True)
     saved["classes"][2] = "s11+s12"
@@ -313,7 +331,8 @@ def test_a_mix_that_would_join_an_existing_class_is_refused(generator, tmp_path,
 
 def test_the_preview_does_without_the_training_images(generator, tmp_path, capsys):
     saved = torch.load(generator / "model.pt", weights_only=True)
-    saved["data"] = ["/nowhere"]
+    (tmp_path / "elsewhere/hollow").mkdir(parents=True)
+    saved["data"] = [str(tmp_path / "elsewhere")]
     torch.save(saved, tmp_path / "model.pt")
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
     assert sample_scoremix.main(command(tmp_path / "model.pt", pairs, tmp_path / "out")) == 0

@@ -49,7 +49,7 @@ def test_one_colour_image_makes_the_set_colour(tmp_path):
 
 def test_images_that_do_not_fit_are_read_as_needed(tmp_path, monkeypatch):
     for i in range(6):
-        save(tmp_path / f"c{i % 2}" / f"{i}.png", GREY + np.uint8(i), **{})
+        save(tmp_path / f"c{i % 2}" / f"{i}.png", GREY + np.uint8(i))
     save(tmp_path / "c0/colour.png", np.stack([GREY] * 3, axis=2))
     index = torch.tensor([3, 0, 6])
     held = stage.Images([tmp_path], 12)
@@ -138,15 +138,23 @@ def test_another_run_is_refused_by_the_names_of_what_differs(tmp_path):
     again = arguments(tmp_path / "run", lr=0.1)
     again.device, again.log_every = "cuda", 7
     stage.Run("a", again, {})  # neither the device nor the log interval changes the result
+    (tmp_path / "run/model.pt").write_text("")  # from here on there is something to lose
     with pytest.raises(stage.StageError, match="holds another run: lr differ"):
         stage.Run("a", arguments(tmp_path / "run", lr=0.2), {})
     with pytest.raises(stage.StageError, match="stage differ"):
         stage.Run("b", arguments(tmp_path / "run", lr=0.1), {})
+    for text in ('{"model_type": "vit"}', "", "[1]"):
+        (tmp_path / "foreign").mkdir(exist_ok=True)
+        (tmp_path / "foreign/config.json").write_text(text)
+        with pytest.raises(stage.StageError, match="damaged or not ours"):
+            stage.Run("a", arguments(tmp_path / "foreign"), {})
+        assert (tmp_path / "foreign/config.json").read_text() == text
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.tex").write_text("years of work")
-    for path in (tmp_path / "mine", tmp_path / "mine/thesis.tex"):
-        with pytest.raises(stage.StageError, match="no run of this project"):
-            stage.Run("a", arguments(path), {})
+    with pytest.raises(stage.StageError, match="no run of this project"):
+        stage.Run("a", arguments(tmp_path / "mine"), {})
+    with pytest.raises(FileExistsError):
+        stage.Run("a", arguments(tmp_path / "mine/thesis.tex"), {})
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
@@ -154,7 +162,6 @@ def test_costs_add_up_over_the_life_of_a_run(tmp_path):
     for _ in range(2):
         run = stage.Run("a", arguments(tmp_path / "run"), {})
         run.spend(torch.device("cpu"), images=3, flops=10)
-        run._lock.close()
     cost = json.loads((tmp_path / "run/cost.json").read_text())
     assert cost["images"] == 6 and cost["flops"] == 20 and cost["seconds"] > 0 and cost["peak_memory_bytes"] > 1e7
 
@@ -196,9 +203,9 @@ def test_checkpoints_of_other_kinds_truncated_and_hostile(tmp_path):
         with pytest.raises(stage.StageError, match="truncated"):
             stage.load_model(tmp_path / "bad.pt", "generator")
     torch.save({"kind": "generator", "x": Hostile()}, tmp_path / "bad.pt")
-    with pytest.raises(stage.StageError, match="no model of this project"):
+    with pytest.raises(stage.StageError, match="no file of this project"):
         stage.load_model(tmp_path / "bad.pt", "generator")
-    with pytest.raises(stage.StageError, match="no generator at"):
+    with pytest.raises(stage.StageError, match="is missing"):
         stage.load_model(tmp_path / "none", "generator")
 
 
@@ -208,7 +215,7 @@ def test_every_bad_end_is_one_line_and_a_code(capsys):
             raise error
         return stage.command(body)(), capsys.readouterr().err
     assert ends(stage.StageError("two\nlines")) == (2, "test_stage.py: error: two lines\n")
-    assert ends(OSError(28, "No space left on device"))[0] == 2
+    assert ends(OSError(28, "No space left on device")) == (2, "test_stage.py: error: [Errno 28] No space left on device\n")
     assert ends(KeyboardInterrupt())[0] == 130
     code, line = ends(torch.OutOfMemoryError("CUDA out of memory"))
     assert code == 2 and "--batch" in line
