@@ -27,7 +27,10 @@ def orl(tmp_path_factory) -> Path:
 def faces(orl, tmp_path_factory) -> Path:
     """train/: 5 people x 6 images; test/: 4 other people x 4 images."""
     root = tmp_path_factory.mktemp("faces")
-    for part, people, images in (("train", ["s11", "s12", "s13", "s14", "s15"], 6), ("test", ["s1", "s2", "s3", "s4"], 4)):
+    for part, people, images in (
+        ("train", ["s11", "s12", "s13", "s14", "s15"], 6),
+        ("test", ["s1", "s2", "s3", "s4"], 4),
+    ):
         for person in people:
             (root / part / person).mkdir(parents=True)
             for i in range(1, images + 1):
@@ -38,6 +41,7 @@ def faces(orl, tmp_path_factory) -> Path:
 @pytest.fixture
 def fails(capsys):
     """fails(main, argv, *words): exit code 2 and exactly one line on stderr (beside the progress), with every word."""
+
     def check(main, argv, *words):
         capsys.readouterr()
         assert main([str(a) for a in argv]) == 2
@@ -46,4 +50,5 @@ def fails(capsys):
         assert len(lines) == 1 and ".py: error: " in lines[0], lines
         for word in words:
             assert str(word) in lines[0], lines[0]
+
     return check

@@ -27,7 +27,9 @@ def main(module, *argv):
 
 def test_the_whole_chain(faces, tmp_path, capsys):
     train, real, gen, pairs, mixed, both, report = (
-        faces / "train", *(tmp_path / n for n in ("real", "generator", "pairs.csv", "mixed", "scoremix", "report")))
+        faces / "train",
+        *(tmp_path / n for n in ("real", "generator", "pairs.csv", "mixed", "scoremix", "report")),
+    )
 
     def everything():
         main(train_recognizer, "--data", train, "--out", real, "--steps", 5, *SMALL_RECOGNIZER)
@@ -36,6 +38,7 @@ def test_the_whole_chain(faces, tmp_path, capsys):
         main(sample_scoremix, "--generator", gen, "--pairs", pairs, "--out", mixed, "--per-class", 4, "--steps", 3)
         main(train_recognizer, "--data", train, mixed, "--out", both, "--steps", 5, *SMALL_RECOGNIZER)
         main(evaluate, "--model", real, both, "--data", faces / "test", "--out", report, "--draws", 100)
+
     everything()
     config = json.loads((both / "config.json").read_text())
     assert config["derived"]["classes"] == 5 + 3 and config["derived"]["images"] == 30 + 12
@@ -46,7 +49,9 @@ def test_the_whole_chain(faces, tmp_path, capsys):
     firsts = [np.asarray(Image.open(train / line.split(",")[0] / "1.png")) for line in pairs.read_text().split()[1:]]
     column = np.asarray(preview)[::6, ::6][:, :16].reshape(3, 16, 16)  # unzoomed: a real face of each mix's first class
     assert np.array_equal(column, np.stack(firsts))
-    stamp = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name not in (".lock", "log.jsonl")}
+    stamp = {
+        p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and p.name not in (".lock", "log.jsonl")
+    }
     first = capsys.readouterr().out
     everything()  # the same commands again: nothing is trained, sampled or written anew, and the table is shown again
     assert {p: p.stat().st_mtime_ns for p in stamp} == stamp
@@ -57,12 +62,19 @@ def test_the_whole_chain(faces, tmp_path, capsys):
 
 
 def test_importing_a_script_does_nothing(tmp_path):
-    code = ("import sys, random, numpy, torch; sys.path.insert(0, sys.argv.pop(1)); sys.argv[1:] = ['--nonsense'];"
-            "before = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_num_threads();"
-            f"import {', '.join(SCRIPTS)}, stage;"
-            "after = torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_num_threads();"
-            "assert torch.equal(before[0], after[0]) and before[1:] == after[1:]")
-    done = subprocess.run([sys.executable, "-B", "-c", code, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    code = f"""
+import sys, random, numpy, torch
+sys.path.insert(0, sys.argv.pop(1))
+sys.argv[1:] = ["--nonsense"]
+def state():
+    return torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_num_threads()
+before = state()
+import {", ".join(SCRIPTS)}, stage
+assert state() == before
+"""
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", code, str(ROOT)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "") and not list(tmp_path.iterdir())
 
 
@@ -73,6 +85,7 @@ def test_every_flag_has_help_and_the_docstring_shows_the_command(name, capsys, m
     def remember(self, *a, **kw):
         parsers.append(self)
         original(self, *a, **kw)
+
     monkeypatch.setattr(argparse.ArgumentParser, "__init__", remember)
     module = importlib.import_module(name)
     with pytest.raises(SystemExit) as end:
@@ -85,7 +98,9 @@ def test_every_flag_has_help_and_the_docstring_shows_the_command(name, capsys, m
 
 def test_scripts_run_as_programs_and_fail_with_one_line(tmp_path):
     for name in SCRIPTS:
-        done = subprocess.run([sys.executable, str(ROOT / f"{name}.py"), "--nonsense"], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / f"{name}.py"), "--nonsense"], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 2 and done.stdout == ""
         assert done.stderr.count("\n") == 1 and done.stderr.startswith(f"{name}.py: error: "), done.stderr
     assert not list(tmp_path.iterdir())
@@ -111,12 +126,22 @@ def test_bad_input_over_the_stages(faces, tmp_path, fails):
     main(train_recognizer, "--data", train, "--out", tmp_path / "real", *small)
     main(train_diffusion, "--data", train, "--out", tmp_path / "gen", *unet)
     (tmp_path / "pairs.csv").write_text("class_1,class_2\ns11,s12\n")
-    fails(sample_scoremix.main, ["--generator", tmp_path / "real", "--pairs", tmp_path / "pairs.csv", "--out", out], "is a recognizer")
-    fails(mine_pairs.main, ["--recognizer", tmp_path / "gen", "--data", train, "--out", tmp_path / "p.csv"], "is a generator")
+    fails(
+        sample_scoremix.main,
+        ["--generator", tmp_path / "real", "--pairs", tmp_path / "pairs.csv", "--out", out],
+        "is a recognizer",
+    )
+    fails(
+        mine_pairs.main,
+        ["--recognizer", tmp_path / "gen", "--data", train, "--out", tmp_path / "p.csv"],
+        "is a generator",
+    )
     fails(evaluate.main, ["--model", tmp_path / "gen", "--data", faces / "test", "--out", out], "is a generator")
     model = tmp_path / "real/model.pt"
     model.write_bytes(model.read_bytes()[:-1000])
     fails(evaluate.main, ["--model", tmp_path / "real", "--data", faces / "test", "--out", out], "truncated")
     fails(train_diffusion.main, ["--data", train, "--out", tmp_path / "real", *unet], "holds another run", "stage")
-    fails(mine_pairs.main, ["--recognizer", tmp_path / "real", "--data", train, "--out", tmp_path / "p.csv"], "truncated")
+    fails(
+        mine_pairs.main, ["--recognizer", tmp_path / "real", "--data", train, "--out", tmp_path / "p.csv"], "truncated"
+    )
     assert not out.exists() and stage.scan([train])[0] == ["s11", "s12", "s13", "s14", "s15"]

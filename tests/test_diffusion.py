@@ -28,9 +28,15 @@ def test_schedule():
     assert abs(abar[499] - expected) < 1e-9  # Nichol & Dhariwal 2021, Eq. 17, after 500 steps
 
 
-@pytest.mark.parametrize("kw, size", [
-    (dict(width=8, multipliers=[1, 2], blocks=1, attention=[1], patch=2), 16), (dict(width=16, multipliers=[1], blocks=2, attention=[], patch=1), 8),
-    (dict(width=8, multipliers=[1, 2, 3], blocks=2, attention=[0, 2], patch=1), 8), (dict(width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=4), 32)])
+@pytest.mark.parametrize(
+    "kw, size",
+    [
+        (dict(width=8, multipliers=[1, 2], blocks=1, attention=[1], patch=2), 16),
+        (dict(width=16, multipliers=[1], blocks=2, attention=[], patch=1), 8),
+        (dict(width=8, multipliers=[1, 2, 3], blocks=2, attention=[0, 2], patch=1), 8),
+        (dict(width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=4), 32),
+    ],
+)
 def test_network_shapes(kw, size):
     model = UNet(5, 3, **kw)
     x = torch.randn(2, 3, size, size)
@@ -59,12 +65,15 @@ def test_the_loss_vanishes_for_the_perfect_prediction_alone(predict):
     seen = []
 
     def perfect(x_t, t, y, off=0.0):
-        a, s = (torch.from_numpy(np.sqrt(v)).float()[t][:, None, None, None] for v in (schedule.abar, 1 - schedule.abar))
+        a, s = (
+            torch.from_numpy(np.sqrt(v)).float()[t][:, None, None, None] for v in (schedule.abar, 1 - schedule.abar)
+        )
         eps = (x_t - a * x0) / s
         out = a * eps - s * x0 if predict == "v" else eps
         assert (to_x0(predict, out, x_t, a, s) - x0)[a.flatten() > 0.01].abs().max() < 1e-3
         seen.extend(t.tolist())
         return out + off
+
     assert diffusion_loss(perfect, x0, torch.zeros(64, dtype=torch.long), schedule, predict) < 1e-6
     off = diffusion_loss(lambda *a: perfect(*a, off=0.5), x0, torch.zeros(64, dtype=torch.long), schedule, predict)
     assert abs(off - 0.25) < 1e-3
@@ -110,9 +119,17 @@ def test_the_model_file_says_all_that_later_stages_need(faces, tmp_path):
     assert json.loads((tmp_path / "run/cost.json").read_text())["network_evaluations"] == 4 * 8
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--size", 20, "--multipliers", 1, 2, 2], ["--size 20", "multiple of 8"]), (["--width", 12], ["--width"]),
-    (["--attention", 2], ["--attention"]), (["--steps", 0], ["--steps"]), (["--lr", "nan"], ["--lr"]), (["--batch", "x"], ["--batch"])])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--size", 20, "--multipliers", 1, 2, 2], ["--size 20", "multiple of 8"]),
+        (["--width", 12], ["--width"]),
+        (["--attention", 2], ["--attention"]),
+        (["--steps", 0], ["--steps"]),
+        (["--lr", "nan"], ["--lr"]),
+        (["--batch", "x"], ["--batch"]),
+    ],
+)
 def test_bad_flags(faces, tmp_path, fails, more, words):
     fails(train_diffusion.main, argv(faces, tmp_path / "run", *more), *words)
     assert not (tmp_path / "run").exists()
@@ -134,21 +151,51 @@ def test_it_learns_what_classes_look_like(tmp_path):
         for i in range(4):
             Image.fromarray(np.full((8, 8), value + i, np.uint8)).save(tmp_path / "data" / name / f"{i}.png")
     out = tmp_path / "run"
-    args = ["--size", 8, "--width", 16, "--multipliers", 1, "--attention", "--patch", 2, "--blocks", 1, "--batch", 32, "--steps", 400,
-            "--dropout", 0, "--ema", 0.98, "--lr", 3e-3]
+    args = [
+        "--size",
+        8,
+        "--width",
+        16,
+        "--multipliers",
+        1,
+        "--attention",
+        "--patch",
+        2,
+        "--blocks",
+        1,
+        "--batch",
+        32,
+        "--steps",
+        400,
+        "--dropout",
+        0,
+        "--ema",
+        0.98,
+        "--lr",
+        3e-3,
+    ]
     assert train_diffusion.main([str(a) for a in ("--data", tmp_path / "data", "--out", out, *args)]) == 0
     means = {}
     for text in ("class_1\ndark\nlight\n", "class_1,class_2\ndark,light\n"):
         (tmp_path / "pairs.csv").write_text(text)
         mixed = tmp_path / f"mixed{len(means)}"
-        assert sample_scoremix.main(["--generator", str(out), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(mixed)]) == 0
-        means |= {d.name: np.mean([np.asarray(Image.open(p)) for p in d.iterdir()]) for d in mixed.iterdir() if d.is_dir()}
-    assert abs(means["dark"] - 65.5) < 12 and abs(means["light"] - 193.5) < 12 and abs(means["dark+light"] - 129.5) < 25, means
+        assert (
+            sample_scoremix.main(["--generator", str(out), "--pairs", str(tmp_path / "pairs.csv"), "--out", str(mixed)])
+            == 0
+        )
+        means |= {
+            d.name: np.mean([np.asarray(Image.open(p)) for p in d.iterdir()]) for d in mixed.iterdir() if d.is_dir()
+        }
+    assert (
+        abs(means["dark"] - 65.5) < 12 and abs(means["light"] - 193.5) < 12 and abs(means["dark+light"] - 129.5) < 25
+    ), means
 
 
 def test_the_papers_scale_trains_and_samples_at_112():
     """One training step and one sampling step of the default network at 112x112, batch 1, on the CPU."""
-    model = UNet(10_000, 3, **{k: LARGE[k] for k in ("width", "multipliers", "blocks", "attention", "patch")}, dropout=0.1)
+    model = UNet(
+        10_000, 3, **{k: LARGE[k] for k in ("width", "multipliers", "blocks", "attention", "patch")}, dropout=0.1
+    )
     assert 275e6 < sum(p.numel() for p in model.parameters()) < 285e6
     schedule, x0 = Schedule(), torch.rand(1, 3, 112, 112) * 2 - 1
     loss = diffusion_loss(model, x0, torch.tensor([3]), schedule, "v")

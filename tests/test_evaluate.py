@@ -28,7 +28,8 @@ def slow_tar(scores, same, far):
 
 
 pairs = st.lists(st.tuples(st.integers(0, 12), st.booleans()), min_size=4, max_size=80).filter(
-    lambda p: 0 < sum(s for _, s in p) < len(p))  # few distinct scores: many ties
+    lambda p: 0 < sum(s for _, s in p) < len(p)
+)  # few distinct scores: many ties
 
 
 @settings(deadline=None, max_examples=200)
@@ -52,7 +53,9 @@ def test_auc_and_eer(p):
     far, miss = np.concatenate([[0], far]), 1 - np.concatenate([[0], tar])
     i = next(i for i in range(len(far)) if far[i] >= miss[i])  # between this point and the one before, on a line
     assert min(far[i - 1], miss[i]) <= eer <= max(far[i], miss[i - 1])
-    assert np.interp(eer, far[i - 1:i + 1], miss[i - 1:i + 1]) == pytest.approx(eer, abs=1e-9) or far[i - 1] == far[i]
+    assert (
+        np.interp(eer, far[i - 1 : i + 1], miss[i - 1 : i + 1]) == pytest.approx(eer, abs=1e-9) or far[i - 1] == far[i]
+    )
 
 
 def test_known_cases():
@@ -87,8 +90,11 @@ def test_all_pairs_against_loops():
     assert found["eer"] == pytest.approx(equal_error_rate(*roc_curve(np.array(scores), np.array(same))), abs=1e-12)
     assert found["auc"] == pytest.approx(roc_auc_score(same, scores), abs=1e-12)
     assert found["1e-1"] == pytest.approx(slow_tar(scores, same, 0.1), abs=1e-12)
-    right = [labels[max((j for j in range(len(z)) if j != i), key=lambda j: z[i] @ z[j])] == labels[i]
-             for i in range(len(z)) if (labels == labels[i]).sum() > 1]
+    right = [
+        labels[max((j for j in range(len(z)) if j != i), key=lambda j: z[i] @ z[j])] == labels[i]
+        for i in range(len(z))
+        if (labels == labels[i]).sum() > 1
+    ]
     assert found["rank1"] == pytest.approx(np.mean(right))
 
 
@@ -105,7 +111,11 @@ def test_weights_are_the_resample_written_out(seed):
                 continue  # another copy of the same identity
             scores.append(float(z[i] @ z[j]))
             same.append(bool(labels[i] == labels[j]))
-        others = [(float(z[i] @ z[j]), labels[j] == labels[i]) for j, y in copies if j != i and (labels[j] != labels[i] or x == y)]
+        others = [
+            (float(z[i] @ z[j]), labels[j] == labels[i])
+            for j, y in copies
+            if j != i and (labels[j] != labels[i] or x == y)
+        ]
         if (labels == labels[i]).sum() > 1:
             right.append(max(others)[1])
     found = AllPairs(z, labels).metrics(w)
@@ -157,7 +167,10 @@ def test_report_of_two_models(models, faces, tmp_path, capsys):
             assert 0 <= metric["ci95"][0] <= metric["ci95"][1] <= 1
     assert list(results[0]["metrics"]["tar_at_far"]) == ["1e-1"]  # 96 impostor pairs cannot measure 1e-2
     gap = results[1]["metrics"]["eer"]["value"] - results[0]["metrics"]["eer"]["value"]
-    assert results[1]["difference_to_first"]["eer"]["value"] == pytest.approx(gap) and "difference_to_first" not in results[0]
+    assert (
+        results[1]["difference_to_first"]["eer"]["value"] == pytest.approx(gap)
+        and "difference_to_first" not in results[0]
+    )
     table = (out / "table.md").read_text()
     assert table in printed and table.count("\n|") == 4 and "short - long" in table and "points" in table
     assert all((out / p).stat().st_size > 5000 for p in ("roc.png", "similarity.png"))
@@ -174,7 +187,9 @@ def test_a_model_against_itself_has_no_difference(models, faces, tmp_path):
 
 
 def test_test_classes_that_were_trained_on_are_named(models, faces, tmp_path, capsys):
-    argv = [a if a != str(faces / "test") else str(faces / "train") for a in command(models[:1], faces, tmp_path / "report")]
+    argv = [
+        a if a != str(faces / "test") else str(faces / "train") for a in command(models[:1], faces, tmp_path / "report")
+    ]
     assert evaluate.main(argv) == 0
     assert "warning: long was trained on 5" in capsys.readouterr().err
 

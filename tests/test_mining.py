@@ -25,8 +25,10 @@ def unit(k, dim=6, seed=0):
 
 def brute_force(centres, count, order, strategy, max_uses):
     """Look again and again for the best mix that the cap still allows."""
+
     def distance(mix):
         return sum(1 - float(np.dot(centres[a], centres[b])) for a, b in itertools.combinations(mix, 2))
+
     uses, chosen, sign = [0] * len(centres), [], -1 if strategy == "distant" else 1
     left = list(itertools.combinations(range(len(centres)), order))
     while len(chosen) < count:
@@ -42,8 +44,14 @@ def brute_force(centres, count, order, strategy, max_uses):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(4, 9), st.integers(2, 4), st.sampled_from(["distant", "close"]), st.integers(1, 30), st.integers(1, 9),
-       st.integers(0, 1000))
+@given(
+    st.integers(4, 9),
+    st.integers(2, 4),
+    st.sampled_from(["distant", "close"]),
+    st.integers(1, 30),
+    st.integers(1, 9),
+    st.integers(0, 1000),
+)
 def test_mining_is_exact_under_caps(k, order, strategy, count, max_uses, seed):
     found = mine(unit(k, seed=seed), count, order, strategy, max_uses)
     slow = brute_force(unit(k, seed=seed), count, order, strategy, max_uses)
@@ -109,7 +117,9 @@ def test_the_file_agrees_with_embeddings_computed_here(recognizer, faces, tmp_pa
             z = model(x) + model(x.flip(3))
             total = total + z / z.norm()
         centres[person] = (total / total.norm()).flatten().numpy()
-    expected = sorted(((1 - float(centres[a] @ centres[b]), a, b) for a, b in itertools.combinations(centres, 2)), reverse=True)
+    expected = sorted(
+        ((1 - float(centres[a] @ centres[b]), a, b) for a, b in itertools.combinations(centres, 2)), reverse=True
+    )
     assert [(r["class_1"], r["class_2"]) for r in rows] == [(a, b) for _, a, b in expected]
     assert np.allclose([float(r["distance"]) for r in rows], [d for d, _, _ in expected], atol=1e-4)
     info = json.loads(out.with_suffix(".json").read_text())
@@ -131,9 +141,17 @@ def test_order_one_writes_no_distance(recognizer, faces, tmp_path):
     assert (tmp_path / "all.csv").read_text().split() == ["class_1", "s11", "s12", "s13", "s14", "s15"]
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--count", 11], ["only 10 of 11", "--max-uses"]), (["--count", 5, "--max-uses", 1], ["only 2 of 5"]), (["--order", 6], ["at least 6"]),
-    (["--strategy", "far"], ["--strategy"]), (["--count", -1], ["--count"]), (["--order", 1, "--count", 3], ["--count"])])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--count", 11], ["only 10 of 11", "--max-uses"]),
+        (["--count", 5, "--max-uses", 1], ["only 2 of 5"]),
+        (["--order", 6], ["at least 6"]),
+        (["--strategy", "far"], ["--strategy"]),
+        (["--count", -1], ["--count"]),
+        (["--order", 1, "--count", 3], ["--count"]),
+    ],
+)
 def test_bad_flags(recognizer, faces, tmp_path, fails, more, words):
     fails(mine_pairs.main, command(recognizer, faces, tmp_path / "pairs.csv", *more), *words)
     assert not list(tmp_path.iterdir())

@@ -55,7 +55,21 @@ def photos(tmp_path):
 
 def test_folder_is_split_by_class(photos, tmp_path):
     out = tmp_path / "out"
-    argv = ["folder", str(photos), "--out", str(out), "--test-classes", "0.4", "--crop", "5", "10", "25", "30", "--size", "16"]
+    argv = [
+        "folder",
+        str(photos),
+        "--out",
+        str(out),
+        "--test-classes",
+        "0.4",
+        "--crop",
+        "5",
+        "10",
+        "25",
+        "30",
+        "--size",
+        "16",
+    ]
     assert prepare_data.main(argv) == 0
     train, test = (sorted(p.name for p in (out / part).iterdir()) for part in ("train", "test"))
     assert len(train) == 3 and len(test) == 2 and not set(train) & set(test)
@@ -95,10 +109,17 @@ def test_the_same_command_goes_on_and_another_is_refused(photos, tmp_path, fails
     assert Image.open(lost).size == (16, 16)
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--crop", "0", "0", "31", "40"], ["crop box", "30x40"]), (["--test-classes", "4"], ["fewer than 2"]),
-    (["--test-classes", "0.9"], ["fewer than 2"]), (["--test-classes", "1.7"], ["1.7"]),
-    (["--size", "0"], ["--size"]), (["--fold", "1"], ["--fold"])])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--crop", "0", "0", "31", "40"], ["crop box", "30x40"]),
+        (["--test-classes", "4"], ["fewer than 2"]),
+        (["--test-classes", "0.9"], ["fewer than 2"]),
+        (["--test-classes", "1.7"], ["1.7"]),
+        (["--size", "0"], ["--size"]),
+        (["--fold", "1"], ["--fold"]),
+    ],
+)
 def test_bad_flags(photos, tmp_path, fails, more, words):
     fails(prepare_data.main, ["folder", photos, "--out", tmp_path / "out", *more], *words)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The recogniser: InsightFace's IResNet, ArcFace against a slow twin, augmentation, training that resumes to the bit."""
+"""The recogniser: InsightFace's IResNet, ArcFace against a slow twin, augmentation, resume to the bit."""
 
 import json
 import math
@@ -19,20 +19,36 @@ from train_recognizer import IResNet, arcface, augment, preprocess
 
 def insightface_keys(depths):
     """The names in a public arcface_torch state dict, written down from its layout."""
+
     def bn(name):
         return [f"{name}.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+
     keys = ["conv1.weight", *bn("bn1"), "prelu.weight"]
     for level, depth in enumerate(depths, 1):
         for i in range(depth):
             p = f"layer{level}.{i}"
-            keys += [*bn(f"{p}.bn1"), f"{p}.conv1.weight", *bn(f"{p}.bn2"), f"{p}.prelu.weight", f"{p}.conv2.weight", *bn(f"{p}.bn3")]
+            keys += [
+                *bn(f"{p}.bn1"),
+                f"{p}.conv1.weight",
+                *bn(f"{p}.bn2"),
+                f"{p}.prelu.weight",
+                f"{p}.conv2.weight",
+                *bn(f"{p}.bn3"),
+            ]
             if i == 0:
                 keys += [f"{p}.downsample.0.weight", *bn(f"{p}.downsample.1")]
     return set(keys + bn("bn2") + ["fc.weight", "fc.bias"] + bn("features"))
 
 
-@pytest.mark.parametrize("arch, depths, millions", [("ir18", (2, 2, 2, 2), 24.03), ("ir34", (3, 4, 6, 3), 34.14),
-                                                    ("ir50", (3, 4, 14, 3), 43.59), ("ir101", (3, 13, 30, 3), 65.16)])
+@pytest.mark.parametrize(
+    "arch, depths, millions",
+    [
+        ("ir18", (2, 2, 2, 2), 24.03),
+        ("ir34", (3, 4, 6, 3), 34.14),
+        ("ir50", (3, 4, 14, 3), 43.59),
+        ("ir101", (3, 13, 30, 3), 65.16),
+    ],
+)
 def test_real_architectures(arch, depths, millions):
     model = IResNet(arch, 112)
     state = model.state_dict()
@@ -121,13 +137,15 @@ def only(monkeypatch, name, value):
 def blob(cx, cy, width, size=33):
     """A Gaussian spot on dark ground at (cx, cy), in [-1, 1] coordinates; (64, 1, size, size)."""
     grid = (torch.arange(size) * 2 + 1) / size - 1
-    return (2 * torch.exp(-((grid[None] - cx) ** 2 + (grid[:, None] - cy) ** 2) / width ** 2) - 1).repeat(64, 1, 1, 1)
+    return (2 * torch.exp(-((grid[None] - cx) ** 2 + (grid[:, None] - cy) ** 2) / width**2) - 1).repeat(64, 1, 1, 1)
 
 
 def centre(x):
     """Centre of mass (n, 2) of light, in [-1, 1]."""
     grid, light = (torch.arange(x.shape[-1]) * 2 + 1) / x.shape[-1] - 1, (x[:, 0] + 1)
-    return torch.stack([(light * grid).sum((1, 2)), (light * grid[:, None]).sum((1, 2))], 1) / light.sum((1, 2))[:, None]
+    return (
+        torch.stack([(light * grid).sum((1, 2)), (light * grid[:, None]).sum((1, 2))], 1) / light.sum((1, 2))[:, None]
+    )
 
 
 def test_each_augmentation_does_what_its_name_says(monkeypatch):
@@ -165,7 +183,9 @@ def test_augmentation_keeps_range_and_side():
 
 # ----------------------------------------------------------------------------------------------------------- training
 def argv(faces, out, *more, data=None):
-    return [str(a) for a in ("--data", *(data or [faces / "train"]), "--out", out, "--steps", 4, *SMALL_RECOGNIZER, *more)]
+    return [
+        str(a) for a in ("--data", *(data or [faces / "train"]), "--out", out, "--steps", 4, *SMALL_RECOGNIZER, *more)
+    ]
 
 
 def stop_before_step(monkeypatch, module, name, n):
@@ -177,6 +197,7 @@ def stop_before_step(monkeypatch, module, name, n):
         if len(calls) == n:
             raise KeyboardInterrupt
         return original(*a, **kw)
+
     monkeypatch.setattr(module, name, stops)
     return lambda: monkeypatch.setattr(module, name, original)
 
@@ -213,7 +234,9 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(faces, tmp_path, fa
     assert train_recognizer.main(argv(faces, out, "--keep-every", 2)) == 0
     assert (out / "model-2.pt").exists() and (out / "model-4.pt").exists()
     before = (out / "model.pt").stat().st_mtime_ns
-    assert train_recognizer.main(argv(faces, out, "--log-every", 3, "--save-every", 1)) == 0  # these do not change results
+    assert (
+        train_recognizer.main(argv(faces, out, "--log-every", 3, "--save-every", 1)) == 0
+    )  # these do not change results
     assert (out / "model.pt").stat().st_mtime_ns == before
     fails(train_recognizer.main, argv(faces, out, "--lr", "0.01", "--seed", 1), out, "lr, seed")
     moved = tmp_path / "moved"
@@ -241,7 +264,9 @@ def test_init_takes_the_backbone_and_the_rows_of_shared_classes(faces, tmp_path)
 
 def test_init_of_another_architecture_is_refused(faces, tmp_path, fails):
     assert train_recognizer.main(argv(faces, tmp_path / "a")) == 0
-    fails(train_recognizer.main, argv(faces, tmp_path / "b", "--init", tmp_path / "a", "--size", 32), "--init", "size 16")
+    fails(
+        train_recognizer.main, argv(faces, tmp_path / "b", "--init", tmp_path / "a", "--size", 32), "--init", "size 16"
+    )
     assert not (tmp_path / "b").exists()
 
 
@@ -251,6 +276,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(faces, 
     def breaks(cosine, *a):
         calls.append(1)
         return original(cosine, *a) * (math.nan if len(calls) > 3 else 1)
+
     monkeypatch.setattr(train_recognizer, "arcface", breaks)
     calls = []
     fails(train_recognizer.main, argv(faces, out, "--save-every", 2), "not finite by step 4", "last.pt")
@@ -262,9 +288,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(faces, 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_an_update_that_blows_up_is_never_saved(faces, tmp_path, fails, steps):
     out = tmp_path / "run"
-    fails(train_recognizer.main, argv(faces, out, "--steps", steps, "--save-every", 1, "--lr", "1e38"), "not finite", "--lr")
+    fails(
+        train_recognizer.main,
+        argv(faces, out, "--steps", steps, "--save-every", 1, "--lr", "1e38"),
+        "not finite",
+        "--lr",
+    )
     assert not (out / "last.pt").exists() and not (out / "model.pt").exists()
-    assert train_recognizer.main(argv(faces, out, "--steps", steps)) == 0  # nothing was made yet, so a mended command may
+    assert (
+        train_recognizer.main(argv(faces, out, "--steps", steps)) == 0
+    )  # nothing was made yet, so a mended command may
 
 
 def test_a_damaged_checkpoint_is_one_line(faces, tmp_path, fails, monkeypatch):
@@ -297,7 +330,9 @@ def test_it_learns(faces, tmp_path):
 def test_bf16_is_near_fp32_and_not_the_same(faces, tmp_path):
     for precision in ("fp32", "bf16"):
         assert train_recognizer.main(argv(faces, tmp_path / precision, "--precision", precision, "--log-every", 1)) == 0
-    fp32, bf16 = (json.loads((tmp_path / p / "log.jsonl").read_text().splitlines()[0])["loss"] for p in ("fp32", "bf16"))
+    fp32, bf16 = (
+        json.loads((tmp_path / p / "log.jsonl").read_text().splitlines()[0])["loss"] for p in ("fp32", "bf16")
+    )
     assert 0 < abs(fp32 - bf16) < 0.05 * fp32
 
 

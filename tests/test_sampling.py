@@ -18,7 +18,9 @@ from sample_scoremix import draw_noise, folder_name, image_generator, mixed_deno
 from train_diffusion import Schedule, UNet
 
 SHAPE = (1, 2, 3)
-MEANS = torch.stack([torch.linspace(-1.0, 2.0, 6).view(SHAPE), torch.linspace(1.5, -0.5, 6).view(SHAPE), torch.zeros(SHAPE)])
+MEANS = torch.stack(
+    [torch.linspace(-1.0, 2.0, 6).view(SHAPE), torch.linspace(1.5, -0.5, 6).view(SHAPE), torch.zeros(SHAPE)]
+)
 STD = 0.4
 
 
@@ -26,21 +28,29 @@ class GaussianModel:
     """The exact network for classes N(mean_y, STD^2): it predicts v (or eps) from E[x0 | x_t]. Counts its calls."""
 
     def __init__(self, schedule, predict="v", means=MEANS):
-        self.schedule, self.predict, self.means, self.num_classes, self.batches = schedule, predict, means, len(means) - 1, []
+        self.schedule, self.predict, self.means, self.num_classes, self.batches = (
+            schedule,
+            predict,
+            means,
+            len(means) - 1,
+            [],
+        )
 
     def __call__(self, x, t, y):
         self.batches.append(len(x))
         abar = torch.from_numpy(self.schedule.abar)[t][:, None, None, None]
         a, s = abar.sqrt(), (1 - abar).sqrt()
         mean = self.means[y].double()
-        x0 = mean + a * STD ** 2 * (x - a * mean) / (a ** 2 * STD ** 2 + s ** 2)
+        x0 = mean + a * STD**2 * (x - a * mean) / (a**2 * STD**2 + s**2)
         return (a * x - x0) / s if self.predict == "v" else (x - a * x0) / s
 
 
 def draw(model, schedule, y, weights, n=64, steps=50, eta=0.0, clip=False, **kw):
     generators = [torch.Generator().manual_seed(i) for i in range(n)]
     x_T = draw_noise(generators, SHAPE, "cpu")
-    denoise = mixed_denoiser(model, schedule, getattr(model, "predict", "v"), torch.tensor([y] * n), weights, clip=clip, **kw)
+    denoise = mixed_denoiser(
+        model, schedule, getattr(model, "predict", "v"), torch.tensor([y] * n), weights, clip=clip, **kw
+    )
     return sample(denoise, x_T, schedule, "ddim", steps, eta, generators)
 
 
@@ -67,8 +77,10 @@ def test_deterministic_ddim_follows_the_exact_flow():
     schedule = Schedule()
     x_T = draw_noise([torch.Generator().manual_seed(i) for i in range(8)], SHAPE, "cpu")
     a, s = schedule.coefficients(schedule.T - 1)
-    exact = MEANS[0] + STD * (x_T - a * MEANS[0]) / math.sqrt(a ** 2 * STD ** 2 + s ** 2)
-    errors = [(draw(GaussianModel(schedule), schedule, [0], [1.0], n=8, steps=k) - exact).abs().max() for k in (50, 200)]
+    exact = MEANS[0] + STD * (x_T - a * MEANS[0]) / math.sqrt(a**2 * STD**2 + s**2)
+    errors = [
+        (draw(GaussianModel(schedule), schedule, [0], [1.0], n=8, steps=k) - exact).abs().max() for k in (50, 200)
+    ]
     assert errors[1] < 0.01 and errors[1] < errors[0] / 2
 
 
@@ -81,7 +93,7 @@ def slow_ddim(denoise, x, abar, times, eta, noises):
         sigma = eta * math.sqrt((1 - after) / (1 - now)) * math.sqrt(1 - now / after)
         for i in np.ndindex(x.shape):
             eps = (x[i] - math.sqrt(now) * x0[i]) / math.sqrt(1 - now)
-            x[i] = math.sqrt(after) * x0[i] + math.sqrt(1 - after - sigma ** 2) * eps + sigma * noises[k][i]
+            x[i] = math.sqrt(after) * x0[i] + math.sqrt(1 - after - sigma**2) * eps + sigma * noises[k][i]
     return x
 
 
@@ -137,7 +149,9 @@ def unet():
 def unet_sample(unet, y, weights, clip=True, **kw):
     x_T = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     schedule = Schedule()
-    return sample(mixed_denoiser(unet, schedule, "v", torch.tensor([y] * 4), weights, clip=clip, **kw), x_T, schedule, steps=5)
+    return sample(
+        mixed_denoiser(unet, schedule, "v", torch.tensor([y] * 4), weights, clip=clip, **kw), x_T, schedule, steps=5
+    )
 
 
 def test_weight_one_is_the_single_class_and_swapping_changes_nothing(unet):
@@ -173,6 +187,7 @@ def test_the_clip_comes_after_the_mix():
         def __call__(self, x, t, y):  # eps that stands for x0 = 3 (class 0) or -1 (class 1)
             a, s = Schedule().coefficients(500)
             return (x - a * torch.tensor([3.0, -1.0])[y][:, None, None, None]) / s
+
     denoise = mixed_denoiser(Constant(), Schedule(), "eps", torch.tensor([[0, 1]]), [0.5, 0.5])
     x0 = denoise(torch.zeros(1, 1, 2, 2), torch.tensor([500]))
     assert (x0 - 1.0).abs().max() < 1e-4  # clipping first would give 0
@@ -194,6 +209,7 @@ def test_guidance_moves_away_from_the_null_class(unet):
 
     def x0(columns, lam, **kw):
         return mixed_denoiser(unet, schedule, "v", columns, lam, clip=False, **kw)(x, t)
+
     null = x0(torch.full((2, 1), unet.num_classes), [1.0])
     mixed = x0(y, [0.5, 0.5])
     assert (x0(y, [0.5, 0.5], guidance=3.0) - (null + 3 * (mixed - null))).abs().max() < 1e-5
@@ -203,6 +219,7 @@ def test_guidance_moves_away_from_the_null_class(unet):
 def test_noise_depends_on_seed_classes_and_index_alone():
     def noise(*key):
         return torch.randn(5, generator=image_generator(*key))
+
     base = noise(0, ("a", "b"), 3)
     assert torch.equal(base, noise(0, ("a", "b"), 3))
     for other in ((1, ("a", "b"), 3), (0, ("b", "a"), 3), (0, ("a", "b"), 4), (0, ("ab",), 3)):
@@ -212,7 +229,10 @@ def test_noise_depends_on_seed_classes_and_index_alone():
 def test_folder_names_keep_mixes_apart():
     assert folder_name(("a",)) == "a" and folder_name(("a+b",)) == "a+b"
     assert folder_name(("a", "b")) == "a+b"
-    names = [folder_name(m) for m in (("a+b", "c"), ("a", "b+c"), ("a%2Bb", "c"), ("x" * 150, "y" * 150), ("x" * 150, "y" * 149))]
+    names = [
+        folder_name(m)
+        for m in (("a+b", "c"), ("a", "b+c"), ("a%2Bb", "c"), ("x" * 150, "y" * 150), ("x" * 150, "y" * 149))
+    ]
     assert len(set(names)) == 5 and all(len(n) < 256 and n.count("+") <= 1 for n in names)
 
 
@@ -231,7 +251,10 @@ def write_pairs(path, text):
 
 
 def command(generator, pairs, out, *more):
-    return [str(a) for a in ("--generator", generator, "--pairs", pairs, "--out", out, "--per-class", 5, "--steps", 3, *more)]
+    return [
+        str(a)
+        for a in ("--generator", generator, "--pairs", pairs, "--out", out, "--per-class", 5, "--steps", 3, *more)
+    ]
 
 
 def pixels(folder):
@@ -272,11 +295,19 @@ def test_three_columns_and_given_weights(generator, tmp_path):
     assert len(list((tmp_path / "out/s11+s12+s13").iterdir())) == 5
 
 
-@pytest.mark.parametrize("text, words", [
-    ("", ["columns"]), ("class_1,class_2,distance\n", ["no rows"]), ("a,b\ns11,s12\n", ["columns a,b", "class_1"]),
-    ("class_1,class_3\ns11,s12\n", ["columns"]), ("class_1,class_2\ns11,s99\n", ["line 2", "s99"]),
-    ("class_1,class_2\ns11\n", ["line 2", "1 columns"]), ("class_1,class_2\ns11,s11\n", ["repeats"]),
-    ("class_1,class_2\ns11,s12\ns11,s12\n", ["line 3", "repeats"])])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", ["columns"]),
+        ("class_1,class_2,distance\n", ["no rows"]),
+        ("a,b\ns11,s12\n", ["columns a,b", "class_1"]),
+        ("class_1,class_3\ns11,s12\n", ["columns"]),
+        ("class_1,class_2\ns11,s99\n", ["line 2", "s99"]),
+        ("class_1,class_2\ns11\n", ["line 2", "1 columns"]),
+        ("class_1,class_2\ns11,s11\n", ["repeats"]),
+        ("class_1,class_2\ns11,s12\ns11,s12\n", ["line 3", "repeats"]),
+    ],
+)
 def test_bad_pairs_files(generator, tmp_path, fails, text, words):
     pairs = write_pairs(tmp_path / "pairs.csv", text)
     fails(sample_scoremix.main, command(generator, pairs, tmp_path / "out"), *words)
@@ -285,14 +316,23 @@ def test_bad_pairs_files(generator, tmp_path, fails, text, words):
 
 def test_pairs_files_of_a_spreadsheet_are_read(generator, tmp_path):
     pairs = tmp_path / "pairs.csv"
-    pairs.write_bytes("class_1,class_2\r\n\"s11\",s12\r\n".encode("utf-8-sig"))
+    pairs.write_bytes('class_1,class_2\r\n"s11",s12\r\n'.encode("utf-8-sig"))
     assert sample_scoremix.main(command(generator, pairs, tmp_path / "out")) == 0
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--weights", "0.5", "0.3"], ["sum must be 1", "--nonconvex"]), (["--weights", "1.5", "-0.5"], ["negative"]),
-    (["--weights", "1"], ["1 numbers"]), (["--weights", "nan", "1"], ["nan"]), (["--steps", "0"], ["--steps"]),
-    (["--solver", "ddpm", "--eta", "0.5"], ["--eta"]), (["--device", "nowhere"], ["nowhere"]), (["--colour", "1"], ["--colour"])])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--weights", "0.5", "0.3"], ["sum must be 1", "--nonconvex"]),
+        (["--weights", "1.5", "-0.5"], ["negative"]),
+        (["--weights", "1"], ["1 numbers"]),
+        (["--weights", "nan", "1"], ["nan"]),
+        (["--steps", "0"], ["--steps"]),
+        (["--solver", "ddpm", "--eta", "0.5"], ["--eta"]),
+        (["--device", "nowhere"], ["nowhere"]),
+        (["--colour", "1"], ["--colour"]),
+    ],
+)
 def test_bad_flags(generator, tmp_path, fails, more, words):
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
     fails(sample_scoremix.main, command(generator, pairs, tmp_path / "out", *more), *words)
@@ -301,7 +341,9 @@ def test_bad_flags(generator, tmp_path, fails, more, words):
 
 def test_nonconvex_weights_when_asked_for(generator, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
-    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.8", "0.8", "--nonconvex")) == 0
+    assert (
+        sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.8", "0.8", "--nonconvex")) == 0
+    )
 
 
 def test_ddpm_is_ddim_with_eta_one(generator, tmp_path):

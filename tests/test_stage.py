@@ -44,7 +44,12 @@ def test_one_colour_image_makes_the_set_colour(tmp_path):
     x = images[torch.tensor([0, 1])]
     assert images.channels == 3 and x.shape == (2, 3, 16, 16)
     assert (x[0] == x[0, :1]).all() and not (x[1] == x[1, :1]).all()
-    assert stage.Images([tmp_path], 16, channels=1)[torch.tensor([1])].shape == (1, 1, 16, 16)  # a model's channels rule
+    assert stage.Images([tmp_path], 16, channels=1)[torch.tensor([1])].shape == (
+        1,
+        1,
+        16,
+        16,
+    )  # a model's channels rule
 
 
 def test_images_that_do_not_fit_are_read_as_needed(tmp_path, monkeypatch):
@@ -60,7 +65,7 @@ def test_images_that_do_not_fit_are_read_as_needed(tmp_path, monkeypatch):
 
 
 def test_sixteen_bit_exif_palette_and_alpha(tmp_path):
-    deep = (GREY.astype(np.uint16) * 257)
+    deep = GREY.astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png")
     assert stage.decode(tmp_path / "deep.png", None)[..., 0].tolist() == GREY.tolist()
     exif = Image.Exif()
@@ -113,7 +118,7 @@ def test_empty_and_missing_folders(tmp_path):
 def test_batches_walk_through_every_image_and_follow_from_seed_and_step():
     steps = [stage.batch_indices(i, 10, 4, seed=1) for i in range(15)]  # 60 draws: six times ten images
     chain = torch.cat(steps)
-    assert all(sorted(chain[10 * e:10 * e + 10].tolist()) == list(range(10)) for e in range(6))
+    assert all(sorted(chain[10 * e : 10 * e + 10].tolist()) == list(range(10)) for e in range(6))
     assert not torch.equal(chain[:10], chain[10:20])
     assert torch.equal(stage.batch_indices(7, 10, 4, seed=1), steps[7])
     assert not torch.equal(torch.cat([stage.batch_indices(i, 10, 4, seed=2) for i in range(15)]), chain)
@@ -127,10 +132,18 @@ def arguments(out, **kw):
 
 def test_config_says_how_the_run_was_made(tmp_path):
     save(tmp_path / "data/a/1.png", GREY)
-    run = stage.Run("some_stage", arguments(tmp_path / "run", data=str(tmp_path / "data")), {"data": str(tmp_path / "data")}, {"n": 1})
+    run = stage.Run(
+        "some_stage",
+        arguments(tmp_path / "run", data=str(tmp_path / "data")),
+        {"data": str(tmp_path / "data")},
+        {"n": 1},
+    )
     config = json.loads((run.dir / "config.json").read_text())
     assert config["stage"] == "some_stage" and config["arguments"]["seed"] == 0 and config["derived"] == {"n": 1}
-    assert config["inputs"]["data"] == [stage.fingerprint(tmp_path / "data")] and config["versions"]["torch"] == torch.__version__
+    assert (
+        config["inputs"]["data"] == [stage.fingerprint(tmp_path / "data")]
+        and config["versions"]["torch"] == torch.__version__
+    )
 
 
 def test_another_run_is_refused_by_the_names_of_what_differs(tmp_path):
@@ -182,6 +195,7 @@ def test_writing_is_all_or_nothing(tmp_path):
     def fails_half_way(p):
         p.write_text("ne")
         raise OSError("disk full")
+
     with pytest.raises(OSError):
         stage.write_atomic(path, fails_half_way)
     assert path.read_text() == "old"
@@ -213,9 +227,14 @@ def test_every_bad_end_is_one_line_and_a_code(capsys):
     def ends(error):
         def body(argv):
             raise error
+
         return stage.command(body)(), capsys.readouterr().err
+
     assert ends(stage.StageError("two\nlines")) == (2, "test_stage.py: error: two lines\n")
-    assert ends(OSError(28, "No space left on device")) == (2, "test_stage.py: error: [Errno 28] No space left on device\n")
+    assert ends(OSError(28, "No space left on device")) == (
+        2,
+        "test_stage.py: error: [Errno 28] No space left on device\n",
+    )
     assert ends(KeyboardInterrupt())[0] == 130
     code, line = ends(torch.OutOfMemoryError("CUDA out of memory"))
     assert code == 2 and "--batch" in line
