@@ -250,7 +250,7 @@ def run(args) -> None:
     shown = ["eer"] + [k for k, f in p.fars.items() if f >= report_far(p.impostors)] + ["auc", "rank1"]
     lines = [write_table(rows + differences, shown), "",
              f"{people} test classes, {n} images, {p.genuine:,} genuine and {p.impostors:,} impostor pairs.",
-             "In brackets: 95 % intervals by resampling the classes; what another training seed changes is not in them.",
+             "In brackets: 95 % intervals by resampling the classes; they do not cover the training seed.",
              *(verdict(name, m) for name, m, _ in differences)]
     draw_figures(out.dir, pairs)
     stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))

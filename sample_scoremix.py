@@ -41,12 +41,12 @@ def parse_args(argv=None):
     g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
                    help="classifier-free guidance; 1 is none and costs no evaluation (default: 1)")
     g = parser.add_argument_group("solver")
-    g.add_argument("--solver", choices=["ddim", "ddpm"], default="ddim",
-                   help="ddpm is ddim with --eta 1 (default: ddim)")
-    g.add_argument("--steps", type=stage.number(int, 1, 1000), default=25,
+    g.add_argument("--solver", choices=["ddim", "ddpm"], default="ddpm",
+                   help="ddpm is ddim with --eta 1; its mixes are cleaner, ddim needs fewer steps (default: ddpm)")
+    g.add_argument("--steps", type=stage.number(int, 1, 1000), default=50,
                    help="each evaluates every class of the mix once (default: %(default)s)")
     g.add_argument("--eta", type=stage.number(float, 0, 1),
-                   help="share of fresh noise a step (default: 0, deterministic; 1 for ddpm)")
+                   help="of ddim: the share of fresh noise a step (default: 0, deterministic)")
     g = parser.add_argument_group("running")
     g.add_argument("--batch", type=stage.number(int, 1), default=50, metavar="B",
                    help="images sampled at once; changes nothing but rounding (default: %(default)s)")

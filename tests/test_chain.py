@@ -67,7 +67,7 @@ import sys, random, numpy, torch
 sys.path.insert(0, sys.argv.pop(1))
 sys.argv[1:] = ["--nonsense"]
 def state():
-    return torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist(), torch.get_num_threads()
+    return torch.get_rng_state().tolist(), random.getstate(), numpy.random.get_state()[1].tolist()
 before = state()
 import {", ".join(SCRIPTS)}, stage
 assert state() == before

@@ -263,8 +263,8 @@ def pixels(folder):
 
 def test_same_images_after_a_loss_and_in_other_batches(generator, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2,distance\ns11,s12,1.2\ns13,s14,1.1\n")
-    out = tmp_path / "mixed"
-    assert sample_scoremix.main(command(generator, pairs, out, "--batch", "4", "--eta", "0.5")) == 0
+    out, noisy = tmp_path / "mixed", ("--solver", "ddim", "--eta", "0.5")
+    assert sample_scoremix.main(command(generator, pairs, out, "--batch", "4", *noisy)) == 0
     first = {p: p.read_bytes() for p in sorted(out.glob("*/*.png"))}
     assert len(first) == 10 and {p.parent.name for p in first} == {"s11+s12", "s13+s14"}
     rows = list(csv.DictReader(open(out / "manifest.csv")))
@@ -274,11 +274,11 @@ def test_same_images_after_a_loss_and_in_other_batches(generator, tmp_path):
     for p in lost:
         p.unlink()
     untouched = (out / "s13+s14/0.png").stat().st_mtime_ns  # in a batch that is whole
-    assert sample_scoremix.main(command(generator, pairs, out, "--batch", "4", "--eta", "0.5")) == 0
+    assert sample_scoremix.main(command(generator, pairs, out, "--batch", "4", *noisy)) == 0
     assert {p: p.read_bytes() for p in sorted(out.glob("*/*.png"))} == first
     assert (out / "s11+s12/4.png").exists() and (out / "s13+s14/0.png").stat().st_mtime_ns == untouched
     other = tmp_path / "other"
-    assert sample_scoremix.main(command(generator, pairs, other, "--batch", "10", "--eta", "0.5")) == 0
+    assert sample_scoremix.main(command(generator, pairs, other, "--batch", "10", *noisy)) == 0
     a, b = pixels(out), pixels(other)
     assert a.keys() == b.keys() and max(np.abs(a[k] - b[k]).max() for k in a) <= 1
 
@@ -349,7 +349,7 @@ def test_nonconvex_weights_when_asked_for(generator, tmp_path):
 def test_ddpm_is_ddim_with_eta_one(generator, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
     assert sample_scoremix.main(command(generator, pairs, tmp_path / "a", "--solver", "ddpm")) == 0
-    assert sample_scoremix.main(command(generator, pairs, tmp_path / "b", "--eta", "1")) == 0
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "b", "--solver", "ddim", "--eta", "1")) == 0
     a, b = pixels(tmp_path / "a"), pixels(tmp_path / "b")
     assert a.keys() == b.keys() and all((a[k] == b[k]).all() for k in a)
     assert json.loads((tmp_path / "a/config.json").read_text())["arguments"]["eta"] == 1
