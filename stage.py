@@ -55,7 +55,7 @@ def command(body):
         except KeyboardInterrupt:
             message, code = "interrupted; the same command goes on from the last checkpoint", 130
         except torch.OutOfMemoryError:
-            message, code = "out of device memory; lower --batch or --size", 2
+            message, code = "out of device memory; lower --batch (or --size), in a new --out", 2
         except (StageError, OSError, UnicodeError) as error:
             message, code = str(error), 2
         finally:
@@ -218,7 +218,7 @@ class Run:
         if last.exists():
             state = load_model(last, "checkpoint")
             start = state["step"]
-            log.truncate(state["log"])  # lines after the checkpoint come again
+            log.truncate(min(state["log"], log.tell()))  # lines after the checkpoint come again
             for name, part in parts.items():
                 part.load_state_dict(state[name])
         with log, ThreadPoolExecutor(1) as ahead, progress(total=args.steps, initial=start, desc=self.dir.name) as bar:
