@@ -225,10 +225,11 @@ def run(args) -> None:
         print((out.dir / "table.md").read_text() + f"already evaluated: {out.dir}")
         return
     for name, (model, saved) in loaded.items():
-        images, flip = read[saved["config"]["size"], saved["config"]["channels"]], saved["config"]["flip"]
-        pairs[name] = AllPairs(embed(model, images, flip, device).numpy(), images.labels.numpy())
+        config = saved["config"]
+        images = read[config["size"], config["channels"]]
+        pairs[name] = AllPairs(embed(model, images, config, device).numpy(), images.labels.numpy())
         one = torch.zeros(1, images.channels, images.size, images.size, device=device)
-        evaluations = n * (1 + flip)
+        evaluations = n * (1 + config["flip"])
         out.spend(device, images=n, network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
     people, rng = len(images.classes), np.random.default_rng(args.seed)
     draws = rng.multinomial(people, np.full(people, 1 / people), size=args.draws)  # (draws, identities), for all models

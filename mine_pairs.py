@@ -110,7 +110,7 @@ def run(args) -> None:
         raise stage.StageError(f"only {k} class(es) in {' '.join(args.data)}; at least {max(2, m)} are needed")
     count = k if m == 1 else args.count or min(math.ceil(4 * k / 3), math.comb(k, m))
     max_uses = args.max_uses or math.ceil(m * count / k) + 1
-    z = embed(model, images, saved["config"]["flip"], device).numpy()
+    z = embed(model, images, saved["config"], device).numpy()
     centres = class_centres(z, images.labels.numpy(), k)
     mixes = mine(centres, count, m, args.strategy, max_uses, args.seed)
     if len(mixes) < count:

@@ -151,9 +151,9 @@ def arcface(cosine: torch.Tensor, y: torch.Tensor, s: float, m: float) -> torch.
     return s * cosine.scatter(1, y[:, None], with_margin)
 
 
-def preprocess(images: torch.Tensor) -> torch.Tensor:
-    """uint8 (B, C, H, W) -> float in [-1, 1]: the one preprocessing of training, mining and evaluation."""
-    return images.float().sub(127.5).div(127.5).contiguous(memory_format=torch.channels_last)
+def preprocess(images: torch.Tensor, config: dict) -> torch.Tensor:
+    """uint8 (B, C, H, W) -> float, by default in [-1, 1]: the one preprocessing of training, mining and evaluation."""
+    return images.float().sub(config["mean"]).div(config["std"]).contiguous(memory_format=torch.channels_last)
 
 
 def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
@@ -201,12 +201,15 @@ def load_recognizer(path, device) -> tuple[IResNet, dict]:
 
 
 @torch.no_grad()
-def embed(model: IResNet, images: stage.Images, flip: bool, device, batch: int = 256) -> torch.Tensor:
-    """Unit embeddings z (N, dim) of an image set, on the CPU; with `flip`, of the sum over image and mirror image."""
+def embed(model: IResNet, images: stage.Images, config: dict, device, batch: int = 256) -> torch.Tensor:
+    """Unit embeddings z (N, dim) of an image set, on the CPU.
+
+    The model's config rules: its normalisation, and with `flip` the sum over image and mirror image is normalised.
+    """
     found = []
     for index in torch.arange(len(images.paths)).split(batch):
-        x = preprocess(images[index].to(device))
-        z = model(x) + model(x.flip(3)) if flip else model(x)
+        x = preprocess(images[index].to(device), config)
+        z = model(x) + model(x.flip(3)) if config["flip"] else model(x)
         found.append(F.normalize(z.float()).cpu())
     z = torch.cat(found)
     if not z.isfinite().all():
@@ -262,7 +265,7 @@ def run(args) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         margin = args.margin * min(1, (i + 1) / (MARGIN_WARMUP * args.steps))
-        x = augment(preprocess(x), args.flip)
+        x = augment(preprocess(x, config), args.flip)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             z = network(x)
         cosine = F.normalize(z.float()) @ F.normalize(head).T  # (B, K)

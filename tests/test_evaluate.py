@@ -156,9 +156,9 @@ def test_report_of_two_models(models, faces, tmp_path, capsys):
     results = json.loads((out / "results.json").read_text())["models"]
     assert [m["name"] for m in results] == ["long", "short"]
     assert results[0]["counts"] == {"identities": 4, "images": 16, "genuine": 4 * 6, "impostor": 6 * 16}
-    model, _ = train_recognizer.load_recognizer(models[0], "cpu")
+    model, saved = train_recognizer.load_recognizer(models[0], "cpu")
     images = stage.Images([faces / "test"], 16, 1)
-    z = train_recognizer.embed(model, images, True, torch.device("cpu")).double().numpy()
+    z = train_recognizer.embed(model, images, saved["config"], torch.device("cpu")).double().numpy()
     a, b = np.triu_indices(16, 1)
     auc = roc_auc_score((images.labels[a] == images.labels[b]).numpy(), (z[a] * z[b]).sum(1))
     assert results[0]["metrics"]["auc"]["value"] == pytest.approx(auc, abs=1e-6)

@@ -60,7 +60,7 @@ def test_real_architectures(arch, depths, millions):
 def test_one_training_step_of_ir50_at_112():
     model = IResNet("ir50", 112)
     head = torch.randn(10, 512)
-    x = preprocess(torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8))
+    x = preprocess(torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8), {"mean": 127.5, "std": 127.5})
     z = model(x)
     assert z.shape == (2, 512)
     cosine = torch.nn.functional.normalize(z) @ torch.nn.functional.normalize(head).T
@@ -321,7 +321,7 @@ def test_it_learns(faces, tmp_path):
     log = [json.loads(x) for x in (out / "log.jsonl").read_text().splitlines()]
     model, saved = train_recognizer.load_recognizer(out, "cpu")
     images = stage.Images([faces / "train"], 16, 1)
-    z = train_recognizer.embed(model, images, True, torch.device("cpu"), batch=7)
+    z = train_recognizer.embed(model, images, saved["config"], torch.device("cpu"), batch=7)
     assert (z.norm(dim=1) - 1).abs().max() < 1e-5
     head = torch.nn.functional.normalize(saved["head"])
     assert ((z @ head.T).argmax(1) == images.labels).float().mean() > 0.9, log[-1]
