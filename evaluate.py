@@ -54,6 +54,11 @@ def sorted_roc(scores: np.ndarray, same: np.ndarray, weight: np.ndarray):
         return false / false[-1], true / true[-1]
 
 
+def measurable(impostors: int, least: int = 1) -> dict:
+    """The FARs 1e-1 ... 1e-6 that leave at least `least` of so many impostor pairs above the threshold: name -> FAR."""
+    return {f"1e-{k}": 10.0 ** -k for k in range(1, 7) if impostors * 10.0 ** -k >= least - 1e-9}
+
+
 def tar_at(far: np.ndarray, tar: np.ndarray, target: float) -> float:
     """The largest TAR on the curve whose FAR does not exceed the target; 0 if even the strictest threshold's does."""
     i = np.searchsorted(far, target * (1 + 1e-9), side="right") - 1
@@ -92,7 +97,7 @@ def report_far(impostors: int) -> float:
 
     inf where there are fewer than 100 impostor pairs: then no TAR is reported.
     """
-    return min((10.0 ** -k for k in range(1, 7) if impostors * 10.0 ** -k >= 10 - 1e-9), default=math.inf)
+    return min(measurable(impostors, 10).values(), default=math.inf)
 
 
 class AllPairs:
@@ -118,7 +123,7 @@ class AllPairs:
         self.best_same = to_class[rows, labels].copy()
         to_class[rows, labels] = -np.inf
         self.to_class, self.probes = to_class, np.isfinite(self.best_same)  # an image alone in its class is no probe
-        self.fars = {f"1e-{k}": 10.0 ** -k for k in range(1, 7) if self.impostors * 10.0 ** -k >= 1 - 1e-9}
+        self.fars = measurable(self.impostors)
 
     def roc(self, w: np.ndarray):
         weight = np.where(self.same, w[self.first], w[self.first] * w[self.second]).astype(np.float64)
@@ -234,8 +239,9 @@ def run(args) -> None:
     people, rng = len(images.classes), np.random.default_rng(args.seed)
     draws = rng.multinomial(people, np.full(people, 1 / people), size=args.draws)  # (draws, identities), for all models
     rows, differences, results, first = [], [], [], None
-    for name, p in stage.progress(pairs.items(), "resampling", disable=None):
-        value, each = p.metrics(np.ones(people, int)), [p.metrics(w) for w in draws]
+    for name, p in pairs.items():
+        value = p.metrics(np.ones(people, int))
+        each = [p.metrics(w) for w in stage.progress(draws, f"resampling {name}", disable=None)]
         resampled = {k: np.array([m[k] for m in each]) for k in value}
         first = first or (value, resampled)
         rows.append((name, summary(value, resampled), ""))

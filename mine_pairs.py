@@ -22,7 +22,7 @@ import torch
 import stage
 from train_recognizer import count_flops, embed, load_recognizer
 
-MOST_MIXES = 100_000_000  # candidates that are enumerated and sorted at once: all pairs of 14,000 classes, in 8 GB
+MOST_MIXES = 100_000_000  # candidates that are enumerated and sorted at once: all pairs of 14,000 classes
 
 
 def parse_args(argv=None):

@@ -72,7 +72,6 @@ def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tenso
     """
     m = y.shape[1]
     lam = torch.tensor(weights, dtype=torch.float32, device=y.device)
-    a_table, s_table = (torch.from_numpy(np.sqrt(v)).float().to(y.device) for v in (schedule.abar, 1 - schedule.abar))
     guided = guidance != 1
     labels = torch.cat([y, torch.full_like(y[:, :1], model.num_classes)], dim=1) if guided else y  # (B, M or M + 1)
     labels = rearrange(labels, "b m -> (m b)")
@@ -80,7 +79,7 @@ def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tenso
     def denoise(x_t, t):
         k = m + guided
         x, times = repeat(x_t, "b c h w -> (k b) c h w", k=k), t.repeat(k)
-        a, s = (table[times][:, None, None, None] for table in (a_table, s_table))
+        a, s = schedule.at(times)
         x0 = to_x0(predict, model(x, times, labels).float(), x, a, s)
         x0 = rearrange(x0, "(k b) c h w -> k b c h w", k=k)
         mixed = torch.einsum("m,mbchw->bchw", lam, x0[:m])  # s(x,t) = sum_i lam_i s(x,t|y_i)
@@ -101,7 +100,7 @@ def draw_noise(generators: list, shape, device) -> torch.Tensor:
 
 
 @torch.no_grad()
-def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim", steps: int = 25, eta: float = 0.0,
+def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim", steps: int = 50, eta: float = 0.0,
            generators: list | None = None) -> torch.Tensor:
     """Run the reverse diffusion from x_T (B, C, H, W) to images of the same shape.
 
@@ -208,8 +207,8 @@ def run(args) -> None:
     if not args.nonconvex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
         raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be "
                                f"1, not {sum(weights):g}; --nonconvex allows it")
-    folders = [folder_name(mix) for mix in mixes]
-    clash = set(folders) & set(saved["classes"]) if order > 1 else ()
+    folder = {mix: folder_name(mix) for mix in mixes}
+    clash = set(folder.values()) & set(saved["classes"]) if order > 1 else ()
     if clash:
         raise stage.StageError(f"the mix {min(clash)} would carry the name of an existing class; rename that class")
     config, ids = saved["config"], {c: i for i, c in enumerate(saved["classes"])}
@@ -219,7 +218,7 @@ def run(args) -> None:
     out = stage.Run("sample_scoremix", args, {"generator": saved["path"], "pairs": args.pairs},
                     {"weights": weights, "images": len(mixes) * args.per_class, "flops_per_evaluation": flops})
     work = [(mix, index) for mix in mixes for index in range(args.per_class)]
-    target = {item: out.dir / folder_name(item[0]) / f"{item[1]}.png" for item in work}
+    target = {item: out.dir / folder[item[0]] / f"{item[1]}.png" for item in work}
 
     def draw(keys, names, lam):
         """Images (B, H, W, C) of the classes in `names`, a tuple an image, from the noise of `keys` (mix, index)."""

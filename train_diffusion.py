@@ -184,16 +184,19 @@ class Schedule:
     def __init__(self, T: int = 1000):
         f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
         self.T, self.abar = T, np.cumprod(np.maximum(f[1:] / f[:-1], 0.001))  # beta <= 0.999: s / a ends near 20,000
+        self._tables = {}  # device -> a and s (T,) there
 
     def coefficients(self, t: int) -> tuple[float, float]:
         """a_t and s_t as Python floats; (1, 0) for t = -1."""
         abar = 1.0 if t < 0 else float(self.abar[t])
         return math.sqrt(abar), math.sqrt(1 - abar)
 
-
-def per_image(table: np.ndarray, t: torch.Tensor) -> torch.Tensor:
-    """table[t] as float32 (B, 1, 1, 1) on t's device."""
-    return torch.from_numpy(table).to(t.device, torch.float32)[t][:, None, None, None]
+    def at(self, t: torch.Tensor) -> list[torch.Tensor]:
+        """a_t and s_t of the times t (B,) long, as float32 (B, 1, 1, 1) on t's device."""
+        if t.device not in self._tables:
+            tables = np.sqrt(self.abar), np.sqrt(1 - self.abar)
+            self._tables[t.device] = [torch.from_numpy(v).float().to(t.device) for v in tables]
+        return [table[t][:, None, None, None] for table in self._tables[t.device]]
 
 
 def to_x0(predict: str, out: torch.Tensor, x_t: torch.Tensor, a, s) -> torch.Tensor:
@@ -206,7 +209,7 @@ def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule,
     b = len(x0)
     u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1  # stratified: a calmer loss
     t = (u * schedule.T).long().clamp(max=schedule.T - 1)
-    a, s = per_image(np.sqrt(schedule.abar), t), per_image(np.sqrt(1 - schedule.abar), t)
+    a, s = schedule.at(t)
     eps = torch.randn_like(x0)
     target = a * eps - s * x0 if predict == "v" else eps
     return F.mse_loss(model(a * x0 + s * eps, t, y).float(), target)

@@ -15,6 +15,11 @@ SMALL_UNET = "--size 16 --width 8 --multipliers 1 2 --blocks 1 --attention 1 --p
 SMALL_RECOGNIZER = "--arch small --size 16 --batch 8".split()
 
 
+def succeed(module, *argv) -> None:
+    """Run a stage in this process; it must end with 0."""
+    assert module.main([str(a) for a in argv]) == 0
+
+
 @pytest.fixture(scope="session")
 def orl(tmp_path_factory) -> Path:
     """The whole set, fold 0, at 16x16."""

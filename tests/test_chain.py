@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET
+from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET, succeed
 from PIL import Image
 
 import evaluate
@@ -21,10 +21,6 @@ import train_recognizer
 SCRIPTS = ["prepare_data", "train_recognizer", "train_diffusion", "mine_pairs", "sample_scoremix", "evaluate"]
 
 
-def main(module, *argv):
-    assert module.main([str(a) for a in argv]) == 0
-
-
 def test_the_whole_chain(faces, tmp_path, capsys):
     train, real, gen, pairs, mixed, both, report = (
         faces / "train",
@@ -32,12 +28,12 @@ def test_the_whole_chain(faces, tmp_path, capsys):
     )
 
     def everything():
-        main(train_recognizer, "--data", train, "--out", real, "--steps", 5, *SMALL_RECOGNIZER)
-        main(train_diffusion, "--data", train, "--out", gen, "--steps", 5, *SMALL_UNET)
-        main(mine_pairs, "--recognizer", real, "--data", train, "--out", pairs, "--count", 3)
-        main(sample_scoremix, "--generator", gen, "--pairs", pairs, "--out", mixed, "--per-class", 4, "--steps", 3)
-        main(train_recognizer, "--data", train, mixed, "--out", both, "--steps", 5, *SMALL_RECOGNIZER)
-        main(evaluate, "--model", real, both, "--data", faces / "test", "--out", report, "--draws", 100)
+        succeed(train_recognizer, "--data", train, "--out", real, "--steps", 5, *SMALL_RECOGNIZER)
+        succeed(train_diffusion, "--data", train, "--out", gen, "--steps", 5, *SMALL_UNET)
+        succeed(mine_pairs, "--recognizer", real, "--data", train, "--out", pairs, "--count", 3)
+        succeed(sample_scoremix, "--generator", gen, "--pairs", pairs, "--out", mixed, "--per-class", 4, "--steps", 3)
+        succeed(train_recognizer, "--data", train, mixed, "--out", both, "--steps", 5, *SMALL_RECOGNIZER)
+        succeed(evaluate, "--model", real, both, "--data", faces / "test", "--out", report, "--draws", 100)
 
     everything()
     config = json.loads((both / "config.json").read_text())
@@ -123,8 +119,8 @@ def test_bad_input_over_the_stages(faces, tmp_path, fails):
         fails(module.main, ["--data", broken, "--out", out, *flags], broken / "s12/1.png")
     fails(train_recognizer.main, ["--data", train, "--out", out, *small, "--size", 20], "--size 20", "multiple of 16")
     assert not out.exists()
-    main(train_recognizer, "--data", train, "--out", tmp_path / "real", *small)
-    main(train_diffusion, "--data", train, "--out", tmp_path / "gen", *unet)
+    succeed(train_recognizer, "--data", train, "--out", tmp_path / "real", *small)
+    succeed(train_diffusion, "--data", train, "--out", tmp_path / "gen", *unet)
     (tmp_path / "pairs.csv").write_text("class_1,class_2\ns11,s12\n")
     fails(
         sample_scoremix.main,

@@ -191,6 +191,13 @@ def test_it_learns_what_classes_look_like(tmp_path):
     ), means
 
 
+def test_the_papers_scale_counts_276_billion_multiply_adds():
+    with torch.device("meta"):  # shapes alone
+        model = UNet(10_000, 3, **{k: LARGE[k] for k in ("width", "multipliers", "blocks", "attention", "patch")})
+        inputs = torch.zeros(1, 3, 112, 112), torch.zeros(1), torch.zeros(1, dtype=torch.long)
+    assert round(train_diffusion.count_flops(model, *inputs) / 2e9) == 276
+
+
 def test_the_papers_scale_trains_and_samples_at_112():
     """One training step and one sampling step of the default network at 112x112, batch 1, on the CPU."""
     model = UNet(

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_RECOGNIZER
+from conftest import SMALL_RECOGNIZER, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
@@ -139,8 +139,7 @@ def test_a_resample_of_one_identity_says_nothing():
 def models(faces, tmp_path_factory):
     root, made = tmp_path_factory.mktemp("models"), []
     for name, steps in (("long", 40), ("short", 2)):
-        argv = ["--data", faces / "train", "--out", root / name, "--steps", steps, *SMALL_RECOGNIZER]
-        assert train_recognizer.main([str(a) for a in argv]) == 0
+        succeed(train_recognizer, "--data", faces / "train", "--out", root / name, "--steps", steps, *SMALL_RECOGNIZER)
         made.append(root / name)
     return made
 

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_RECOGNIZER
+from conftest import SMALL_RECOGNIZER, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -95,8 +95,7 @@ def test_centres_are_normalised_means():
 @pytest.fixture(scope="module")
 def recognizer(faces, tmp_path_factory):
     out = tmp_path_factory.mktemp("recognizer") / "run"
-    argv = ["--data", faces / "train", "--out", out, "--steps", "5", *SMALL_RECOGNIZER]
-    assert train_recognizer.main([str(a) for a in argv]) == 0
+    succeed(train_recognizer, "--data", faces / "train", "--out", out, "--steps", 5, *SMALL_RECOGNIZER)
     return out
 
 

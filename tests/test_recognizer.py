@@ -14,7 +14,7 @@ from conftest import ROOT, SMALL_RECOGNIZER
 
 import stage
 import train_recognizer
-from train_recognizer import IResNet, arcface, augment, preprocess
+from train_recognizer import IResNet, arcface, augment, count_flops, preprocess
 
 
 def insightface_keys(depths):
@@ -41,17 +41,19 @@ def insightface_keys(depths):
 
 
 @pytest.mark.parametrize(
-    "arch, depths, millions",
+    "arch, depths, millions, billions",
     [
-        ("ir18", (2, 2, 2, 2), 24.03),
-        ("ir34", (3, 4, 6, 3), 34.14),
-        ("ir50", (3, 4, 14, 3), 43.59),
-        ("ir101", (3, 13, 30, 3), 65.16),
+        ("ir18", (2, 2, 2, 2), 24.03, 2.61),
+        ("ir34", (3, 4, 6, 3), 34.14, 4.46),
+        ("ir50", (3, 4, 14, 3), 43.59, 6.31),
+        ("ir101", (3, 13, 30, 3), 65.16, 12.09),
     ],
 )
-def test_real_architectures(arch, depths, millions):
-    model = IResNet(arch, 112)
+def test_real_architectures(arch, depths, millions, billions):
+    with torch.device("meta"):  # shapes alone
+        model, one = IResNet(arch, 112).eval(), torch.zeros(1, 3, 112, 112)
     state = model.state_dict()
+    assert round(count_flops(model, one) / 2e9, 2) == billions  # multiply-adds, as the field counts
     assert set(state) == insightface_keys(depths)
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == millions
     assert state["fc.weight"].shape == (512, 512 * 7 * 7) and state["conv1.weight"].shape == (64, 3, 3, 3)

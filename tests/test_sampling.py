@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_UNET
+from conftest import SMALL_UNET, succeed
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -240,8 +240,7 @@ def test_folder_names_keep_mixes_apart():
 @pytest.fixture(scope="module")
 def generator(faces, tmp_path_factory):
     out = tmp_path_factory.mktemp("generator") / "run"
-    argv = ["--data", faces / "train", "--out", out, "--steps", "3", *SMALL_UNET]
-    assert train_diffusion.main([str(a) for a in argv]) == 0
+    succeed(train_diffusion, "--data", faces / "train", "--out", out, "--steps", 3, *SMALL_UNET)
     return out
 
 
