@@ -174,6 +174,18 @@ def as_json(metrics: dict) -> dict:
     return entries | {"tar_at_far": fars}
 
 
+def write_draws(path: Path, models: list[str], resamples: list[dict]) -> None:
+    """draws.npz: `draws` (models, metrics, draws) float32 with the names of its first two axes in `models`, `metrics`.
+
+    The draws of one test set and seed are the same for every model and command, so that results/tables.py can pair
+    models of several commands, and pool folds.
+    """
+    metrics = list(resamples[0])
+    values = np.array([[m[k] for k in metrics] for m in resamples], np.float32)
+    with open(path, "wb") as file:
+        np.savez_compressed(file, draws=values, models=models, metrics=metrics)
+
+
 def draw_figures(out: Path, pairs: dict) -> None:
     """roc.png, all models on a logarithmic FAR axis, and similarity.png, genuine and impostor scores of each."""
     import matplotlib
@@ -238,12 +250,13 @@ def run(args) -> None:
         out.spend(device, images=n, network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
     people, rng = len(images.classes), np.random.default_rng(args.seed)
     draws = rng.multinomial(people, np.full(people, 1 / people), size=args.draws)  # (draws, identities), for all models
-    rows, differences, results, first = [], [], [], None
+    rows, differences, results, resamples, first = [], [], [], [], None
     for name, p in pairs.items():
         value = p.metrics(np.ones(people, int))
         each = [p.metrics(w) for w in stage.progress(draws, f"resampling {name}", disable=None)]
         resampled = {k: np.array([m[k] for m in each]) for k in value}
         first = first or (value, resampled)
+        resamples.append(resampled)
         rows.append((name, summary(value, resampled), ""))
         config = loaded[name][1]["config"]
         flip = "embeddings of image and mirror image summed" if config["flip"] else "no mirror images"
@@ -260,6 +273,7 @@ def run(args) -> None:
              "In brackets: 95 % intervals by resampling the classes; they do not cover the training seed.",
              *(verdict(name, m) for name, m, _ in differences)]
     draw_figures(out.dir, pairs)
+    stage.write_atomic(out.dir / "draws.npz", lambda p: write_draws(p, names, resamples))
     stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
     out.spend(device)
     stage.write_json(out.dir / "results.json", {"models": results})

@@ -1,0 +1,190 @@
+"""Look at a mixed (or reproduced) folder through a recogniser: are its classes consistent, new, and not copies?
+
+    R=runs/demo; python audit.py --recognizer $R/real --data $R/data/train --mixed $R/mixed --out $R/audit
+
+Reads   a recogniser, the images that it and the generator were trained on, and a folder of sample_scoremix.py.
+Writes  OUT/table.md, OUT/audit.json, OUT/nearest.png (the images nearest to a training image, beside that image).
+
+Nothing from outside is used: the Frechet distance (Heusel et al. 2017) is taken in the embedding space of the project's
+own recogniser, so it compares mixes of one data set, and says nothing across data sets.
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import stage
+from mine_pairs import class_centres
+from train_diffusion import save_grid
+from train_recognizer import count_flops, embed, load_recognizer
+
+TOLD = {"consistency": "consistency: mean cosine within a class",
+        "similarity_to_sources": "mean cosine to the centres of the sources (real: to the own centre)",
+        "sources_are_nearest": "share whose nearest centres are the sources",
+        "frechet_distance": "Frechet distance to the real images (real: between two halves)",
+        "contrast": "contrast: standard deviation of the pixels, grey levels",
+        "distance_to_nearest_embedding": "distance to the nearest training image, embedding, median (real: class-mate)",
+        "nearer_than_classmates_embedding": "share nearer to it than its class-mates are, embedding",
+        "distance_to_nearest_pixels": "distance to the nearest training image, pixels, median (real: class-mate)",
+        "nearer_than_classmates_pixels": "share nearer to it than its class-mates are, pixels"}
+THUMBNAIL = 32  # pixels a side in which images are compared pixel by pixel
+
+
+def parse_args(argv=None):
+    parser = stage.Parser(__doc__)
+    g = parser.add_argument_group("inputs and output")
+    g.add_argument("--recognizer", required=True, metavar="RUN", help="run of train_recognizer.py on the real images")
+    g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="the real training images")
+    g.add_argument("--mixed", required=True, metavar="DIR", help="a folder of sample_scoremix.py, with its manifest")
+    g.add_argument("--out", required=True, metavar="DIR", help="where the report goes, a run directory")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    return parser.parse_args(argv)
+
+
+# ------------------------------------------------------------------------------------------------------ mathematics
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Frechet distance |mu_a - mu_b|^2 + tr(A + B - 2 (AB)^1/2) of Gaussians fitted to a (N, dim) and b (M, dim).
+
+    Its expectation for two samples of one distribution is above 0 and grows as they get fewer: compare equal counts.
+    """
+    mu = a.mean(0) - b.mean(0)
+    A, B = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(A)
+    root = vectors * np.sqrt(values.clip(0)) @ vectors.T  # A^1/2; (AB)^1/2 has the eigenvalues of (A^1/2 B A^1/2)^1/2
+    cross = np.sqrt(np.linalg.eigvalsh(root @ B @ root).clip(0)).sum()
+    return float(mu @ mu + np.trace(A) + np.trace(B) - 2 * cross)
+
+
+def consistency(z: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cosine of two different images of a class, averaged over the classes of two images or more; nan without.
+
+    z (N, dim) unit rows, labels (N,). The n (n - 1) ordered pairs of a class with the sum S add up to |S|^2 - n.
+    """
+    counts = np.bincount(labels)
+    sums = np.zeros((len(counts), z.shape[1]))
+    np.add.at(sums, labels, z)
+    many = counts > 1
+    pairs = (sums[many] ** 2).sum(1) - counts[many]
+    return float((pairs / (counts[many] * (counts[many] - 1))).mean()) if many.any() else float("nan")
+
+
+def nearest(queries: torch.Tensor, references: torch.Tensor, block: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+    """The Euclidean distance (Q,) of each query (Q, D) to its nearest reference (R, D), and that reference's index."""
+    best = [torch.cdist(q, references).min(1) for q in queries.split(block)]
+    return torch.cat([b.values for b in best]), torch.cat([b.indices for b in best])
+
+
+def nearest_classmate(x: torch.Tensor, labels: torch.Tensor, mirrored: torch.Tensor | None = None) -> torch.Tensor:
+    """The distance (N,) of each row of x (N, D) to the nearest other image of its class; inf for a class of one.
+
+    mirrored (N, D): the same images mirrored, which count as images of the class too.
+    """
+    found = torch.full((len(x),), torch.inf)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        for other in (x, mirrored) if mirrored is not None else (x,):
+            distance = torch.cdist(x[rows], other[rows]).fill_diagonal_(torch.inf)
+            found[rows] = torch.minimum(found[rows], distance.min(1).values)
+    return found
+
+
+def thumbnails(images: stage.Images, mirror: bool = False) -> torch.Tensor:
+    """The images (N, D) as rows of at most 32x32 pixels, scaled so that Euclidean distance is RMS in grey levels."""
+    rows = []
+    for index in torch.arange(len(images.paths)).split(256):
+        x = images[index].float()
+        x = F.interpolate(x, size=THUMBNAIL, mode="area") if x.shape[-1] > THUMBNAIL else x
+        x = (x.flip(3) if mirror else x).flatten(1)
+        rows.append(x / x.shape[1] ** 0.5)
+    return torch.cat(rows)
+
+
+def contrast(images: stage.Images) -> float:
+    """Mean standard deviation of the pixels of an image, in grey levels."""
+    parts = [images[index].float().std((1, 2, 3)) for index in torch.arange(len(images.paths)).split(256)]
+    return float(torch.cat(parts).mean())
+
+
+# -------------------------------------------------------------------------------------------------------------- run
+def picture(images: stage.Images, index: torch.Tensor) -> list[np.ndarray]:
+    """Some images as a row of a grid."""
+    return list(images[index].permute(0, 2, 3, 1).numpy())
+
+
+def read_sources(mixed: Path, images: stage.Images, classes: list[str]) -> np.ndarray:
+    """The source classes (N, M) of each image, as indices into `classes`, from the folder's manifest."""
+    ids = {c: i for i, c in enumerate(classes)}
+    try:
+        with open(mixed / "manifest.csv", newline="", encoding="utf-8") as file:
+            rows = {row["path"]: [ids[v] for k, v in row.items() if k.startswith("class_")]
+                    for row in csv.DictReader(file)}
+        return np.array([rows[p.relative_to(mixed).as_posix()] for p in images.paths])
+    except FileNotFoundError:
+        raise stage.StageError(f"{mixed} has no manifest.csv; name a folder of sample_scoremix.py") from None
+    except (KeyError, ValueError) as error:
+        raise stage.StageError(f"{mixed}/manifest.csv, its images and the classes of --data do not belong together: "
+                               f"{error} is missing") from None
+
+
+def run(args) -> None:
+    device, mixed = stage.pick_device(args.device), Path(args.mixed)
+    model, saved = load_recognizer(args.recognizer, device)
+    config = saved["config"]
+    real, made = (stage.Images(d, config["size"], config["channels"]) for d in (args.data, [mixed]))
+    k, sources = len(real.classes), read_sources(mixed, made, real.classes)
+    out = stage.Run("audit", args, {"recognizer": saved["path"], "data": args.data, "mixed": args.mixed})
+    if (out.dir / "audit.json").exists():
+        print((out.dir / "table.md").read_text() + f"already audited: {out.dir}")
+        return
+    z_real, z_made = (embed(model, images, config, device) for images in (real, made))
+    n, flips = len(real.paths) + len(made.paths), 1 + config["flip"]
+    one = torch.zeros(1, real.channels, real.size, real.size, device=device)
+    out.spend(device, images=n, network_evaluations=n * flips, flops=n * flips * count_flops(model, one))
+    za, zb, y_real, y_made = z_real.double().numpy(), z_made.double().numpy(), real.labels.numpy(), made.labels.numpy()
+    centres = class_centres(za, y_real, k)
+    to_centres = zb @ centres.T  # (N, K)
+    order = sources.shape[1]
+    best = np.sort(np.argsort(-to_centres, axis=1)[:, :order], axis=1)
+    halves = np.array_split(np.random.default_rng(0).permutation(len(za)), 2)
+    report = {  # name -> (the mixed folder, the same for the real images)
+        "consistency": (consistency(zb, y_made), consistency(za, y_real)),
+        "similarity_to_sources": (float(np.take_along_axis(to_centres, sources, 1).mean()),
+                                  float((za * centres[y_real]).sum(1).mean())),
+        "sources_are_nearest": (float((best == np.sort(sources, axis=1)).all(1).mean()),
+                                float(((za @ centres.T).argmax(1) == y_real).mean())),
+        "frechet_distance": (frechet_distance(za, zb), frechet_distance(za[halves[0]], za[halves[1]])),
+        "contrast": (contrast(made), contrast(real))}
+    spaces = {"embedding": (z_made, z_real, None),
+              "pixels": (thumbnails(made), thumbnails(real), thumbnails(real, mirror=True) if config["flip"] else None)}
+    rows = []
+    for space, (queries, references, mirrored) in spaces.items():
+        distance, index = nearest(queries, references if mirrored is None else torch.cat([references, mirrored]))
+        index %= len(references)
+        mates = nearest_classmate(references, real.labels, mirrored)
+        known = mates.isfinite()
+        report[f"distance_to_nearest_{space}"] = float(distance.median()), float(mates[known].median())
+        report[f"nearer_than_classmates_{space}"] = float((distance < mates[index])[known[index]].float().mean()), None
+        worst = (distance / mates[index]).argsort()[:10]
+        rows += [picture(made, worst), picture(real, index[worst])]
+    save_grid(out.dir / "nearest.png", rows)
+    lines = ["| | mixed | real |", "|---|---|---|"]
+    lines += [f"| {TOLD[name]} | {made_is:.3f} | {'' if real_is is None else f'{real_is:.3f}'} |"
+              for name, (made_is, real_is) in report.items()]
+    lines += ["", f"{len(made.paths)} mixed images of {len(made.classes)} classes, {len(real.paths)} real ones of {k}."]
+    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
+    out.spend(device)
+    stage.write_json(out.dir / "audit.json", {name: {"mixed": a, "real": b} for name, (a, b) in report.items()})
+    print(*lines, f"wrote {out.dir}/table.md and audit.json; look at {out.dir}/nearest.png", sep="\n")
+
+
+@stage.command
+def main(argv=None):
+    run(parse_args(argv))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Pool the rows of a results folder.
+
+    python results/tables.py results/orl
+
+Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
+Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png.
+
+Arms are compared on the same folds and seeds. The 95 % intervals resample identities and training seeds: within a fold
+the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same for both arms; then the
+mean over the folds.
+"""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import stage  # noqa: E402
+
+ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
+        "close": "real + close pairs", "reproduction": "real + reproductions"}  # in the order of the table
+
+
+def read_rows(folder: Path) -> tuple[dict, str]:
+    """(fold, seed, arm) -> {metric: [value, draw 1, draw 2, ...]} of every row, and the FAR of the report, like 1e-2.
+
+    The metrics, all fractions: eer, miss (1 - TAR at that FAR), auc, rank1.
+    """
+    rows, fars = {}, set()
+    for path in sorted(folder.glob("*.json")):
+        fold, seed, arm = path.stem.split("-", 2)
+        entry = json.loads(path.read_text())["models"][0]
+        tars, impostors = entry["metrics"].pop("tar_at_far"), entry["counts"]["impostor"]
+        far = min((f for f in tars if float(f) * impostors >= 10 - 1e-9), key=float)
+        with np.load(path.with_suffix(".npz")) as file:
+            draws = dict(zip(file["metrics"].tolist(), file["draws"][0].astype(np.float64)))
+        row = {k: np.append(v["value"], draws[k]) for k, v in (entry["metrics"] | {far: tars[far]}).items()}
+        rows[int(fold), int(seed), arm] = row | {"miss": 1 - row.pop(far)}
+        fars.add(far)
+    if len(fars) != 1:
+        raise stage.StageError(f"{folder} holds {'rows of unlike reports' if fars else 'no rows'}; expected one set's")
+    return rows, fars.pop()
+
+
+def pool(rows: dict, metric: str, *arms: str) -> np.ndarray:
+    """(arms, 1 + draws): a metric of some arms, on the folds and seeds that all of them have; first the values."""
+    folds, rng = [], np.random.default_rng(0)
+    for fold in sorted({f for f, _, _ in rows}):
+        seeds = sorted({s for f, s, _ in rows if all((fold, s, a) in rows for a in arms)})
+        if seeds:
+            each = np.array([[rows[fold, s, a][metric] for s in seeds] for a in arms])  # (arms, seeds, 1 + draws)
+            drawn = rng.integers(len(seeds), size=each.shape[1:])
+            drawn[:, 0] = np.arange(len(seeds))  # the values themselves: every seed once
+            folds.append(np.take_along_axis(each, drawn[None], axis=1).mean(1))
+    return np.mean(folds, axis=0)
+
+
+def told(x: np.ndarray, unit: str = "") -> str:
+    """A difference and its interval, as +1.2 [+0.3, +2.1], of [value, draws], in hundredths."""
+    low, high = np.nanpercentile(x[1:], [2.5, 97.5])
+    return f"{100 * x[0]:+.1f}{unit} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def table(rows: dict, far: str) -> str:
+    """Markdown: a row an arm, in percent; mean and std over the seeds, difference to real with its interval."""
+    title = {"eer": "EER %", "miss": f"1 - TAR@FAR={far} %", "auc": "AUC %", "rank1": "rank-1 %"}
+    lines = ["| trained on | rows | " + " | ".join(
+        f"{t} | difference to real | fewer errors" if k in ("eer", "miss") else t for k, t in title.items()) + " |"]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    for arm in (a for a in ARMS if any(a == b for _, _, b in rows)):
+        keys = [k for k in rows if k[2] == arm]
+        cells = [ARMS[arm], str(len(keys))]
+        for metric in title:
+            of_fold = {f: [rows[k][metric][0] for k in keys if k[0] == f] for f, _, _ in keys}
+            mean = np.mean([np.mean(v) for v in of_fold.values()])
+            std = np.sqrt(np.mean([np.var(v, ddof=1) for v in of_fold.values() if len(v) > 1]))
+            cells.append(f"{100 * mean:.1f} ± {100 * std:.1f}")
+            if metric in ("eer", "miss"):
+                ours, real = pool(rows, metric, arm, "real")
+                cells += ["", ""] if arm == "real" else [told(ours - real), told(1 - ours / real, " %")]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw_gain(path: Path, rows: dict, far: str) -> None:
+    """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    arms = [a for a in ARMS if a != "real" and any(a == b for _, _, b in rows)]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    for axis, metric, title in zip(axes, ("eer", "miss"), ("EER", f"1 - TAR@FAR={far}")):
+        for y, arm in enumerate(arms):
+            pairs = sorted((f, s) for f, s, a in rows if a == arm and (f, s, "real") in rows)
+            gaps = [100 * (rows[f, s, arm][metric][0] - rows[f, s, "real"][metric][0]) for f, s in pairs]
+            axis.scatter(gaps, np.linspace(y + 0.1, y + 0.4, len(gaps)), 12, [f"C{f}" for f, _ in pairs])
+            ours, real = pool(rows, metric, arm, "real")
+            low, high = 100 * np.nanpercentile((ours - real)[1:], [2.5, 97.5])
+            axis.plot([low, high], [y, y], "k-", [100 * (ours - real)[0]], [y], "ks")
+        axis.axvline(0, color="gray", lw=1)
+        axis.set(title=title, xlabel="points, left is fewer errors than real alone",
+                 yticks=range(len(arms)), yticklabels=[ARMS[a] for a in arms])
+    stage.write_atomic(path, lambda p: figure.savefig(p, format="png", dpi=120))
+    plt.close(figure)
+
+
+@stage.command
+def main(argv=None):
+    parser = stage.Parser(__doc__)
+    parser.add_argument("folder", type=Path, help="a results folder, with rows/")
+    folder = parser.parse_args(argv).folder
+    rows, far = read_rows(folder / "rows")
+    folds, seeds = sorted({k[0] for k in rows}), sorted({k[1] for k in rows})
+    missing = [f"{f}-{s}-{a}" for a in ARMS for f in folds for s in seeds if (f, s, a) not in rows]
+    lines = [table(rows, far), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}. In percent: mean over folds ± std "
+             "over seeds within a fold; in brackets 95 % intervals that resample identities and seeds."]
+    if any(a == "far" for *_, a in rows) and any(a == "close" for *_, a in rows):
+        far_close = [np.subtract(*pool(rows, metric, "far", "close")) for metric in ("eer", "miss")]
+        lines.append(f"far - close: EER {told(far_close[0])}, 1 - TAR {told(far_close[1])} points.")
+    lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    stage.write_atomic(folder / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
+    text = io.StringIO(newline="")
+    out = csv.writer(text)
+    out.writerow(["fold", "seed", "arm", "eer", f"tar_at_far_{far}", "auc", "rank1"])
+    for (fold, seed, arm), row in sorted(rows.items()):
+        values = [row["eer"][0], 1 - row["miss"][0], row["auc"][0], row["rank1"][0]]
+        out.writerow([fold, seed, arm, *(f"{v:.6f}" for v in values)])
+    stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue()))
+    draw_gain(folder / "gain.png", rows, far)
+    print(*lines, f"wrote {folder}/table.md and results.csv; look at {folder}/gain.png", sep="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

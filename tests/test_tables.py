@@ -1,0 +1,101 @@
+"""The pooled tables of results/: means, paired differences and their resampling against a slow twin."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+from conftest import ROOT, SMALL_RECOGNIZER, succeed
+
+import evaluate
+import train_recognizer
+
+spec = importlib.util.spec_from_file_location("tables", ROOT / "results/tables.py")
+tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tables)
+METRICS = ["eer", "1e-1", "1e-2", "1e-3", "auc", "rank1"]
+
+
+def write_row(folder, name, rng, level, impostors=4500):
+    """A row whose errors lie about `level`, with 50 draws; the value and the draws of eer and of TAR at 1e-2."""
+    draws = {k: level + 0.01 * rng.normal(size=50) for k in METRICS}
+    values = {k: {"value": float(level + i / 1000), "ci95": [0, 1]} for i, k in enumerate(METRICS)}
+    fars = {k: values.pop(k) for k in METRICS if k.startswith("1e-")}
+    model = {"name": "x", "counts": {"impostor": impostors}, "metrics": values | {"tar_at_far": fars}}
+    (folder / f"{name}.json").write_text(json.dumps({"models": [model]}))
+    array = np.array([[draws[k] for k in METRICS]], np.float32)
+    np.savez_compressed(folder / f"{name}.npz", draws=array, models=["x"], metrics=METRICS)
+    return np.append(level, array[0, 0]), np.append(level + 0.002, array[0, 2])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "rows").mkdir()
+    rng, kept = np.random.default_rng(0), {}
+    for fold in (0, 1):
+        for seed in range(3 - fold):  # fold 1 has fewer seeds
+            for arm, level in (("real", 0.1 + fold / 10), ("far", 0.08 + seed / 100), ("close", 0.12)):
+                if (fold, seed, arm) != (0, 2, "close"):
+                    kept[fold, seed, arm] = write_row(tmp_path / "rows", f"{fold}-{seed}-{arm}", rng, level)
+    return tmp_path, kept
+
+
+def test_rows_are_read_and_pooled_as_a_slow_twin_does(folder):
+    path, kept = folder
+    rows, far = tables.read_rows(path / "rows")
+    assert far == "1e-2" and rows.keys() == kept.keys()  # 4,500 impostors: 10 of them above 1e-2, not above 1e-3
+    for key, (eer, tar) in kept.items():
+        assert np.abs(rows[key]["eer"] - eer).max() < 1e-7 and np.abs(rows[key]["miss"] - (1 - tar)).max() < 1e-7
+    both = tables.pool(rows, "eer", "close", "real")
+    rng, expected = np.random.default_rng(0), np.zeros((2, 51))
+    for seeds, fold in (((0, 1), 0), ((0, 1), 1)):  # the seeds that both arms have
+        drawn = rng.integers(2, size=(2, 51))
+        for a, arm in enumerate(("close", "real")):
+            for b in range(51):
+                chosen = [kept[fold, seeds[i if b == 0 else drawn[i, b]], arm][0][b] for i in range(2)]
+                expected[a, b] += np.mean(chosen) / 2
+    assert np.abs(both - expected).max() < 1e-7
+    assert both[:, 0] == pytest.approx([0.12, 0.15])
+
+
+def test_the_table_says_what_the_rows_hold(folder, capsys):
+    path, _ = folder
+    succeed(tables, path)
+    text = (path / "table.md").read_text()
+    lines = {line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:]] for line in text.splitlines()[:5]}
+    real, ours = lines["real"], lines["real + far pairs (ScoreMix)"]
+    assert real[:4] == ["5", "15.0 ± 0.0", "", ""]
+    assert ours[1] == "8.8 ± 0.9" and ours[2].startswith("-6.") and ours[3].startswith("+41.7 % [")
+    assert "far - close: EER -3" in text and "14 rows, folds [0, 1], seeds [0, 1, 2]" in text
+    missing = text.split("Not run: ")[1].rstrip(".\n").split(", ")
+    assert {m for m in missing if "random" not in m and "repro" not in m} == {
+        "1-2-real",
+        "1-2-far",
+        "0-2-close",
+        "1-2-close",
+    }
+    csv = (path / "results.csv").read_text().splitlines()
+    assert len(csv) == 15 and csv[0] == "fold,seed,arm,eer,tar_at_far_1e-2,auc,rank1"
+    assert csv[1] == "0,0,close,0.120000,0.122000,0.124000,0.125000"
+    assert (path / "gain.png").stat().st_size > 5000 and "gain.png" in capsys.readouterr().out
+
+
+def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
+    path, _ = folder
+    write_row(path / "rows", "0-9-real", np.random.default_rng(0), 0.1, impostors=450)
+    fails(tables.main, [path], "unlike reports")
+    (tmp_path / "empty/rows").mkdir(parents=True)
+    fails(tables.main, [tmp_path / "empty"], "no rows")
+
+
+def test_evaluate_writes_the_draws_that_its_intervals_come_from(faces, tmp_path):
+    real, out = tmp_path / "real", tmp_path / "out"
+    succeed(train_recognizer, "--data", faces / "train", "--out", real, "--steps", 5, *SMALL_RECOGNIZER)
+    succeed(evaluate, "--model", real, "--data", faces / "test", "--out", out, "--draws", 100)
+    metrics = json.loads((out / "results.json").read_text())["models"][0]["metrics"]
+    with np.load(out / "draws.npz") as file:
+        draws = dict(zip(file["metrics"].tolist(), file["draws"][0]))
+        assert file["models"].tolist() == ["real"] and file["draws"].dtype == np.float32
+    assert np.percentile(draws["eer"], [2.5, 97.5]) == pytest.approx(metrics["eer"]["ci95"], abs=1e-6)
+    tar = metrics["tar_at_far"]["1e-1"]
+    assert np.percentile(draws["1e-1"], [2.5, 97.5]) == pytest.approx(tar["ci95"], abs=1e-6)
