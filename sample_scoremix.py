@@ -40,11 +40,15 @@ def parse_args(argv=None):
     g.add_argument("--nonconvex", action="store_true", help="allow weights below 0 or with another sum; mixed as x0")
     g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
                    help="classifier-free guidance; 1 is none and costs no evaluation (default: 1)")
+    g.add_argument("--guide", metavar="RUN", help="a weaker generator of the same classes, such as a model-STEP.pt of "
+                   "--keep-every; needs --autoguidance")
+    g.add_argument("--autoguidance", type=stage.number(float, 0, 100), metavar="W",
+                   help="autoguidance away from --guide; 1 is none")
     g = parser.add_argument_group("solver")
-    g.add_argument("--solver", choices=["ddim", "ddpm"], default="ddpm",
-                   help="ddpm is ddim with --eta 1; its mixes are cleaner, ddim needs fewer steps (default: ddpm)")
+    g.add_argument("--solver", choices=["ddim", "ddpm", "heun", "dpm++"], default="ddpm",
+                   help="ddpm is ddim with --eta 1; heun and dpm++ (2M) are of second order (default: ddpm)")
     g.add_argument("--steps", type=stage.number(int, 1, 1000), default=50,
-                   help="each evaluates every class of the mix once (default: %(default)s)")
+                   help="each evaluates every class of the mix once, with heun twice (default: %(default)s)")
     g.add_argument("--eta", type=stage.number(float, 0, 1),
                    help="of ddim: the share of fresh noise a step (default: 0, deterministic)")
     g = parser.add_argument_group("running")
@@ -54,8 +58,10 @@ def parse_args(argv=None):
                    help="the noise of an image follows from seed, classes and index alone (default: 0)")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     args = parser.parse_args(argv)
-    if args.solver == "ddpm" and args.eta not in (None, 1.0):
-        raise stage.StageError("--eta belongs to --solver ddim; ddpm is ddim with --eta 1")
+    if args.solver != "ddim" and args.eta not in (None, float(args.solver == "ddpm")):
+        raise stage.StageError("--eta belongs to --solver ddim; ddpm is ddim with --eta 1, the others add no noise")
+    if (args.guide is None) != (args.autoguidance is None):
+        raise stage.StageError("--guide RUN and --autoguidance W belong together; give both or none")
     if args.eta is None:
         args.eta = float(args.solver == "ddpm")
     return args
@@ -89,9 +95,29 @@ def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tenso
     return denoise
 
 
-def timesteps(T: int, steps: int) -> list[int]:
-    """Falling times from the last training step T-1 (trailing spacing, Lin et al. 2024) to -1, the clean image."""
-    return [round(T - i * T / steps) - 1 for i in range(steps)] + [-1]
+def autoguided(denoise, weak, w: float, clip: bool = True):
+    """The closure of x0_weak + w (x0 - x0_weak), Karras et al. 2024: two unclipped denoisers of the same mix."""
+    def guided(x_t, t):
+        x0 = torch.lerp(weak(x_t, t), denoise(x_t, t), w)
+        return x0.clamp(-1, 1) if clip else x0
+    return guided
+
+
+def timesteps(schedule: Schedule, solver: str, steps: int) -> list:
+    """Falling times that end at -1, the clean image.
+
+    ddim, ddpm, dpm++: from the last training step T-1, evenly spaced (trailing spacing, Lin et al. 2024). heun: EDM's
+    noise levels sigma = s/a (Karras et al. 2022, Eq. 5, rho = 7), from min(80, sigma at T-1) down to sigma at t = 0.
+    """
+    if solver != "heun":
+        return [round(schedule.T - i * schedule.T / steps) - 1 for i in range(steps)] + [-1]
+    high, low = (math.exp(v) ** (1 / 7) for v in (min(math.log(80), schedule.log_sigma[-1]), schedule.log_sigma[0]))
+    return [schedule.time((high + i / max(1, steps - 1) * (low - high)) ** 7) for i in range(steps)] + [-1]
+
+
+def evaluations(solver: str, steps: int) -> int:
+    """How often a solver calls `denoise`: once a step, but Heun's twice in every step but the last."""
+    return 2 * steps - 1 if solver == "heun" else steps
 
 
 def draw_noise(generators: list, shape, device) -> torch.Tensor:
@@ -101,23 +127,43 @@ def draw_noise(generators: list, shape, device) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim", steps: int = 50, eta: float = 0.0,
-           generators: list | None = None) -> torch.Tensor:
+           generators: list | None = None, times: list | None = None) -> torch.Tensor:
     """Run the reverse diffusion from x_T (B, C, H, W) to images of the same shape.
 
-    denoise(x_t, t) -> x0 with t (B,) long; mixing, guidance and clipping are its affair. eps is derived from the x0 it
-    returns, so a clipped x0 stays consistent. generators: one a image, needed where noise is added (eta > 0, ddpm).
+    denoise(x_t, t) -> x0 with t (B,), long but for heun; mixing, guidance and clipping are its affair, each time it is
+    called. eps is derived from the x0 it returns, so a clipped x0 stays consistent. generators: one an image, needed
+    where noise is added (eta > 0, ddpm). times: falling times to follow instead of the solver's own `timesteps`.
     """
     eta = 1.0 if solver == "ddpm" else eta  # DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, Sec. 4.1)
-    x = x_T
-    for t, t_next in itertools.pairwise(timesteps(schedule.T, steps)):
+
+    def x0_at(x, t):
+        return denoise(x, torch.full((len(x),), t, device=x.device))
+    x, before = x_T, None  # before: log(a/s) and the (mixed) x0 of the last step, for dpm++
+    for t, t_next in itertools.pairwise(times or timesteps(schedule, solver, steps)):
         a, s = schedule.coefficients(t)
         a_next, s_next = schedule.coefficients(t_next)
-        x0 = denoise(x, torch.full((len(x),), t, device=x.device))
-        eps = (x - a * x0) / s
-        sigma = eta * s_next / s * math.sqrt(1 - (a / a_next) ** 2)  # Song et al. 2021, Eq. 16
-        x = a_next * x0 + math.sqrt(s_next ** 2 - sigma ** 2) * eps  # Song et al. 2021, Eq. 12
-        if sigma > 0:
-            x = x + sigma * draw_noise(generators, x.shape[1:], x.device)
+        x0 = x0_at(x, t)
+        if solver == "dpm++":  # DPM-Solver++(2M), Lu et al. 2022, Algorithm 2
+            slope = x0
+            if before and s_next > 0:  # at the clean image the step is infinite in log(a/s), and first order exact
+                h, h_before = math.log(a_next / s_next * s / a), math.log(a / s) - before[0]
+                slope = x0 + (x0 - before[1]) * (h / h_before / 2)
+            x = s_next / s * x + (a_next - a * s_next / s) * slope
+            before = math.log(a / s), x0
+        elif solver == "heun":  # Karras et al. 2022, Algorithm 1: of x / a, in sigma = s / a
+            sigma, sigma_next = s / a, s_next / a_next
+            d = (x / a - x0) / sigma
+            x_next = x / a + (sigma_next - sigma) * d
+            if sigma_next > 0:
+                d_next = (x_next - x0_at(a_next * x_next, t_next)) / sigma_next
+                x_next = x / a + (sigma_next - sigma) * (d + d_next) / 2
+            x = a_next * x_next
+        else:
+            eps = (x - a * x0) / s
+            sigma = eta * s_next / s * math.sqrt(1 - (a / a_next) ** 2)  # Song et al. 2021, Eq. 16
+            x = a_next * x0 + math.sqrt(s_next ** 2 - sigma ** 2) * eps  # Song et al. 2021, Eq. 12
+            if sigma > 0:
+                x = x + sigma * draw_noise(generators, x.shape[1:], x.device)
     return x
 
 
@@ -176,6 +222,16 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- run
+def load_guide(path, saved: dict, device) -> tuple[UNet, dict]:
+    """The weaker generator of autoguidance; it must know the same classes and draw images of the same shape."""
+    weak, guide = load_generator(path, device)
+    for name, here, there in (("classes", saved["classes"], guide["classes"]), *(
+            (k, saved["config"][k], guide["config"][k]) for k in ("size", "channels"))):
+        if here != there:
+            raise stage.StageError(f"--guide {path} has other {name} than the generator; train both on the same data")
+    return weak, guide
+
+
 def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: int) -> None:
     """A picture, a row for each of up to 8 mixes: real a, reproduced a, mixes, reproduced b, real b."""
     size, channels = saved["config"]["size"], saved["config"]["channels"]
@@ -215,7 +271,12 @@ def run(args) -> None:
     shape = config["channels"], config["size"], config["size"]
     zero = torch.zeros(1, dtype=torch.long, device=device)
     flops = count_flops(model, torch.zeros(1, *shape, device=device), zero, zero)
-    out = stage.Run("sample_scoremix", args, {"generator": saved["path"], "pairs": args.pairs},
+    inputs, weak_flops = {"generator": saved["path"], "pairs": args.pairs}, 0
+    if args.guide:
+        weak, guide = load_guide(args.guide, saved, device)
+        inputs["guide"] = guide["path"]
+        weak_flops = count_flops(weak, torch.zeros(1, *shape, device=device), zero, zero)
+    out = stage.Run("sample_scoremix", args, inputs,
                     {"weights": weights, "images": len(mixes) * args.per_class, "flops_per_evaluation": flops})
     work = [(mix, index) for mix in mixes for index in range(args.per_class)]
     target = {item: out.dir / folder[item[0]] / f"{item[1]}.png" for item in work}
@@ -225,10 +286,14 @@ def run(args) -> None:
         generators = [image_generator(args.seed, mix, index) for mix, index in keys]
         x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
         y = torch.tensor([[ids[c] for c in mix] for mix in names], device=device)
-        denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, args.guidance)
+        denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, args.guidance, clip=not args.guide)
+        if args.guide:
+            weak_denoise = mixed_denoiser(weak, schedule, guide["config"]["predict"], y, lam, clip=False)
+            denoise = autoguided(denoise, weak_denoise, args.autoguidance)
         images = to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, args.eta, generators))
-        evaluations = args.steps * (len(lam) + (args.guidance != 1)) * len(keys)
-        out.spend(device, images=len(keys), network_evaluations=evaluations, flops=evaluations * flops)
+        calls = evaluations(args.solver, args.steps) * len(keys)
+        strong, soft = calls * (len(lam) + (args.guidance != 1)), calls * len(lam) * bool(args.guide)
+        out.spend(device, images=len(keys), network_evaluations=strong + soft, flops=strong * flops + soft * weak_flops)
         return images
     if (out.dir / "manifest.csv").exists() and all(path.exists() for path in target.values()):
         print(f"already sampled: {out.dir}")

@@ -184,19 +184,35 @@ class Schedule:
     def __init__(self, T: int = 1000):
         f = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
         self.T, self.abar = T, np.cumprod(np.maximum(f[1:] / f[:-1], 0.001))  # beta <= 0.999: s / a ends near 20,000
-        self._tables = {}  # device -> a and s (T,) there
+        self.log_sigma = np.log((1 - self.abar) / self.abar) / 2  # (T,), rising
+        self._tables = {}  # device -> a, s and log(s/a), each (T,), there
 
-    def coefficients(self, t: int) -> tuple[float, float]:
-        """a_t and s_t as Python floats; (1, 0) for t = -1."""
-        abar = 1.0 if t < 0 else float(self.abar[t])
+    def coefficients(self, t: float) -> tuple[float, float]:
+        """a_t and s_t as Python floats; (1, 0) for t = -1. Between two steps, log(s/a) is interpolated linearly."""
+        if t < 0:
+            return 1.0, 0.0
+        if t == int(t):
+            abar = float(self.abar[int(t)])
+        else:
+            abar = 1 / (1 + math.exp(2 * np.interp(t, np.arange(self.T), self.log_sigma)))
         return math.sqrt(abar), math.sqrt(1 - abar)
 
+    def time(self, sigma: float) -> float:
+        """The t, a fraction as a rule, at which s_t / a_t = sigma: between the steps, as in `coefficients`."""
+        return float(np.interp(math.log(sigma), self.log_sigma, np.arange(self.T)))
+
     def at(self, t: torch.Tensor) -> list[torch.Tensor]:
-        """a_t and s_t of the times t (B,) long, as float32 (B, 1, 1, 1) on t's device."""
+        """a_t and s_t of the times t (B,) as float32 (B, 1, 1, 1) on t's device; t between two steps as above."""
         if t.device not in self._tables:
-            tables = np.sqrt(self.abar), np.sqrt(1 - self.abar)
+            tables = np.sqrt(self.abar), np.sqrt(1 - self.abar), self.log_sigma
             self._tables[t.device] = [torch.from_numpy(v).float().to(t.device) for v in tables]
-        return [table[t][:, None, None, None] for table in self._tables[t.device]]
+        a, s, log_sigma = self._tables[t.device]
+        if t.is_floating_point():
+            low = t.long().clamp(max=self.T - 2)
+            sigma = torch.lerp(log_sigma[low], log_sigma[low + 1], t.float() - low).exp()
+            a_t = torch.rsqrt(1 + sigma ** 2)
+            return [v[:, None, None, None] for v in (a_t, sigma * a_t)]
+        return [table[t][:, None, None, None] for table in (a, s)]
 
 
 def to_x0(predict: str, out: torch.Tensor, x_t: torch.Tensor, a, s) -> torch.Tensor:

@@ -38,8 +38,8 @@ class GaussianModel:
 
     def __call__(self, x, t, y):
         self.batches.append(len(x))
-        abar = torch.from_numpy(self.schedule.abar)[t][:, None, None, None]
-        a, s = abar.sqrt(), (1 - abar).sqrt()
+        pairs = torch.tensor([self.schedule.coefficients(float(u)) for u in t], dtype=torch.float64)
+        a, s = pairs[:, 0, None, None, None], pairs[:, 1, None, None, None]
         mean = self.means[y].double()
         x0 = mean + a * STD**2 * (x - a * mean) / (a**2 * STD**2 + s**2)
         return (a * x - x0) / s if self.predict == "v" else (x - a * x0) / s
@@ -107,7 +107,7 @@ def test_ddim_step_against_a_slow_twin(eta):
     twins = [torch.Generator().manual_seed(i) for i in range(n)]
     draw_noise(twins, SHAPE, "cpu")
     noises = [draw_noise(twins, SHAPE, "cpu").numpy() for _ in range(steps)]
-    slow = slow_ddim(denoise, x_T, schedule.abar, timesteps(schedule.T, steps), eta, noises)
+    slow = slow_ddim(denoise, x_T, schedule.abar, timesteps(schedule, "ddim", steps), eta, noises)
     assert np.abs(fast.numpy() - slow).max() < 1e-4
 
 
@@ -130,9 +130,111 @@ def test_ddpm_is_the_ancestral_posterior():
     assert (found - x).abs().max() < 1e-4
 
 
+def exact_flow(x, t, t_next, schedule):
+    """Where the probability flow of N(MEANS[0], STD^2) takes x from t to t_next: the quantile stays the same."""
+    (a, s), (b, r) = (schedule.coefficients(u) for u in (t, t_next))
+    return b * MEANS[0] + (x - a * MEANS[0]) * math.sqrt((b**2 * STD**2 + r**2) / (a**2 * STD**2 + s**2))
+
+
+@pytest.mark.parametrize("solver, order", [("ddim", 1), ("heun", 2), ("dpm++", 2)])
+def test_order_of_convergence(solver, order):
+    """In continuous time, on a fixed interval of log-SNR that ends before abar = 1, unclipped, in float64."""
+    schedule, errors = Schedule(), []
+    x = torch.randn(16, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def denoise(x, t):  # E[x0 | x_t], exactly
+        a, s = schedule.coefficients(float(t[0]))
+        return MEANS[0] + a * STD**2 * (x - a * MEANS[0]) / (a**2 * STD**2 + s**2)
+
+    # log(s/a) is linear between training steps only, so the times meet the analytic scores through a smooth schedule
+    class Smooth(Schedule):
+        def coefficients(self, t):
+            abar = math.cos((float(t) / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2
+            return math.sqrt(abar), math.sqrt(1 - abar)
+
+    schedule = Smooth()
+    ends = [math.log(s / a) for a, s in map(schedule.coefficients, (950, 50))]
+    counts = [32, 64, 128]
+    for n in counts:
+        sigmas = np.exp(np.linspace(*ends, n + 1))
+        times = [1000 * (1.008 * 2 / math.pi * math.atan(v) - 0.008) for v in sigmas]
+        found = sample(denoise, x, schedule, solver, times=times)
+        errors.append(float((found - exact_flow(x, times[0], times[-1], schedule)).abs().max()))
+    slope = -np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    assert abs(slope - order) < 0.25, (slope, errors)
+
+
+@pytest.mark.parametrize("solver", ["heun", "dpm++"])
+def test_second_order_solvers_draw_the_gaussian_between_with_few_steps(solver):
+    """Mixing in both evaluations of Heun, the mixed x0 in the history of dpm++: the exact case of equal variances."""
+    schedule, n = Schedule(), 32
+    x_T = draw_noise([torch.Generator().manual_seed(i) for i in range(n)], SHAPE, "cpu")
+    model = GaussianModel(schedule)
+    denoise = mixed_denoiser(model, schedule, "v", torch.tensor([[0, 1]] * n), [0.3, 0.7], clip=False)
+    mean = 0.3 * MEANS[0] + 0.7 * MEANS[1]
+    ddim, found = (sample(denoise, x_T, schedule, s, 20) for s in ("ddim", solver))
+    exact = mean + STD * x_T  # the flow from almost pure noise keeps the quantile
+    error, of_ddim = ((v - exact).abs().max() for v in (found, ddim))
+    assert error < 0.06 and error < of_ddim / 2, (error, of_ddim)
+    model.batches.clear()
+    sample(denoise, x_T, schedule, solver, 20)
+    assert len(model.batches) == sample_scoremix.evaluations(solver, 20) == (39 if solver == "heun" else 20)
+
+
+def slow_dpm(denoise, x, abar, times):
+    """DPM-Solver++(2M) as METHOD of Lu et al. 2022 states it, in float64."""
+    x, history = x.double(), []
+    for t, u in zip(times, times[1:]):
+        x0 = denoise(x.float(), torch.full((len(x),), t)).double()
+        if u < 0:
+            return x0
+        lam = [math.log(math.sqrt(v) / math.sqrt(1 - v)) for v in (abar[t], abar[u])]
+        h, a, s = lam[1] - lam[0], math.sqrt(abar[u]), [math.sqrt(1 - abar[v]) for v in (t, u)]
+        d = x0 if not history else x0 + 0.5 * (x0 - history[-1][1]) / (history[-1][0] / h)
+        x = s[1] / s[0] * x - a * math.expm1(-h) * d
+        history.append((h, x0))
+
+
+def test_dpm_step_against_a_slow_twin():
+    schedule, n = Schedule(), 3
+    denoise = mixed_denoiser(GaussianModel(schedule), schedule, "v", torch.tensor([[0, 1]] * n), [0.5, 0.5])
+    x_T = draw_noise([torch.Generator().manual_seed(i) for i in range(n)], SHAPE, "cpu")
+    slow = slow_dpm(denoise, x_T, schedule.abar, timesteps(schedule, "dpm++", 9))
+    assert (sample(denoise, x_T, schedule, "dpm++", 9) - slow).abs().max() < 1e-4
+
+
+def test_noise_levels_of_heun():
+    """EDM's rho = 7 grid from sigma 80 to that of t = 0, each met by its time, and by what the network sees there."""
+    schedule, steps = Schedule(), 16
+    times = timesteps(schedule, "heun", steps)
+    sigma = [s / a for a, s in map(schedule.coefficients, times)]
+    low = math.exp(schedule.log_sigma[0])
+    expected = [(80 ** (1 / 7) + i / 15 * (low ** (1 / 7) - 80 ** (1 / 7))) ** 7 for i in range(steps)] + [0.0]
+    assert times[-1] == -1 and sigma == pytest.approx(expected, rel=1e-9)
+    a, s = schedule.at(torch.tensor(times[:-1]))
+    assert (s / a).flatten().tolist() == pytest.approx(expected[:-1], rel=1e-3)
+    assert (a**2 + s**2 - 1).abs().max() < 1e-6
+    whole = torch.tensor([0, 1, 500, 998, 999])  # at the training steps themselves, both ways to the numbers agree
+    for exact, between in zip(schedule.at(whole), schedule.at(whole.double())):
+        assert (exact - between).abs().max() < 1e-5
+
+
+def test_autoguidance_extrapolates_from_the_weak_mix_and_clips_last():
+    schedule, n = Schedule(), 4
+    y, x_t, t = torch.tensor([[0, 1]] * n), torch.randn(n, *SHAPE), torch.full((n,), 400)
+    strong, weak = (
+        mixed_denoiser(GaussianModel(schedule, means=m), schedule, "v", y, [0.5, 0.5], clip=False)
+        for m in (MEANS, MEANS / 2)
+    )
+    both = sample_scoremix.autoguided(strong, weak, 1.5, clip=False)(x_t, t)
+    assert (both - (weak(x_t, t) + 1.5 * (strong(x_t, t) - weak(x_t, t)))).abs().max() < 1e-5
+    assert (sample_scoremix.autoguided(strong, weak, 1.5)(x_t, t) - both.clamp(-1, 1)).abs().max() < 1e-6
+    assert (sample_scoremix.autoguided(strong, weak, 1.0, clip=False)(x_t, t) - strong(x_t, t)).abs().max() < 1e-6
+
+
 @given(st.integers(1, 1000), st.integers(1, 1000))
 def test_times_fall_from_the_last_training_step_to_the_clean_image(T, steps):
-    times = timesteps(T, min(T, steps))
+    times = timesteps(Schedule(T), "ddim", min(T, steps))
     assert times[0] == T - 1 and times[-1] == -1 and len(times) == min(T, steps) + 1
     assert all(a > b for a, b in zip(times, times[1:]))
 
