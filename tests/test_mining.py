@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_RECOGNIZER, succeed
+from conftest import SMALL_RECOGNIZER, SMALL_UNET, succeed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mine_pairs
 import stage
+import train_diffusion
 import train_recognizer
 from mine_pairs import class_centres, mine
 
@@ -81,9 +82,55 @@ def test_order_one_is_every_class_once():
     assert mine(unit(5), 2, order=1) == [((i,), 0.0) for i in range(5)]
 
 
-def test_too_many_candidates_are_refused():
-    with pytest.raises(stage.StageError, match="too many"):
-        mine(unit(1000), 10, order=5)
+@settings(deadline=None, max_examples=40)
+@given(st.integers(8, 12), st.integers(3, 5), st.sampled_from(["distant", "close"]), st.integers(0, 1000))
+def test_grown_mixes_against_enumeration(k, order, strategy, seed):
+    """Grown, not enumerated: each is the best way to grow its pair, caps hold, and the sums come near the best ones."""
+    centres, count, cap = unit(k, seed=seed), 4, 3
+    limit, mine_pairs.MOST_MIXES = mine_pairs.MOST_MIXES, math.comb(k, 2)
+    try:
+        found = mine(centres, count, order, strategy, cap)
+        first = mine(centres, 1, order, strategy)[0]
+    finally:
+        mine_pairs.MOST_MIXES = limit
+    exact = mine(centres, count, order, strategy, cap)
+    apart, sign = 1 - centres @ centres.T, 1 if strategy == "distant" else -1
+    for mix, distance in found:
+        assert len(set(mix)) == order and list(mix) == sorted(mix)
+        assert distance == pytest.approx(sum(apart[a, b] for a, b in itertools.combinations(mix, 2)))
+    assert len({m for m, _ in found}) == len(found)
+    assert max(np.bincount(np.ravel([m for m, _ in found]))) <= cap
+    assert [d * sign for _, d in found] == sorted((d * sign for _, d in found), reverse=True)
+    mix = list(max(itertools.combinations(range(k), 2), key=lambda p: sign * apart[p]))  # the best pair, by hand
+    while len(mix) < order:
+        mix.append(max(set(range(k)) - set(mix), key=lambda c: sign * apart[mix, c].sum()))
+    assert set(first[0]) == set(mix)
+    scale = abs(exact[0][1]) + order
+    assert sign * (exact[0][1] - first[1]) <= 0.25 * scale  # no guarantee, and seldom far from the best
+
+
+def test_grown_mixes_of_many_classes():
+    found = mine(unit(1000, 16), 50, order=4, max_uses=2)  # 41 billion mixes
+    assert len(found) == 50 and max(np.bincount(np.ravel([m for m, _ in found]))) <= 2
+    rng = np.random.default_rng(0)
+    centres = unit(1000, 16)
+    chance = [
+        sum(1 - centres[a] @ centres[b] for a, b in itertools.combinations(rng.choice(1000, 4, False), 2))
+        for _ in range(2000)
+    ]
+    assert min(d for _, d in found) > max(chance)
+    one, other = (mine(unit(1000, 16), 9, 4, "random", 1, seed=s) for s in (0, 1))
+    assert (
+        one == mine(unit(1000, 16), 9, 4, "random", 1, seed=0) != other
+        and len(set(np.ravel([m for m, _ in one]))) == 36
+    )
+
+
+def test_too_many_pairs_are_refused(monkeypatch):
+    monkeypatch.setattr(mine_pairs, "MOST_MIXES", 100)
+    for order in (2, 3):
+        with pytest.raises(stage.StageError, match="105 pairs of 15 classes are too many"):
+            mine(unit(15), 10, order)
 
 
 def test_centres_are_normalised_means():
@@ -133,6 +180,24 @@ def test_defaults_spread_the_uses(recognizer, faces, tmp_path):
     rows = list(csv.DictReader(open(tmp_path / "pairs.csv")))
     names = [r[c] for r in rows for c in ("class_1", "class_2")]
     assert len(rows) == 7 and max(names.count(n) for n in names) <= 4
+
+
+def test_condition_space_is_the_generators_class_embedding(faces, tmp_path, fails, recognizer):
+    gen, out = tmp_path / "gen", tmp_path / "pairs.csv"
+    succeed(train_diffusion, "--data", faces / "train", "--out", gen, "--steps", 2, *SMALL_UNET)
+    succeed(mine_pairs, "--space", "condition", "--generator", gen, "--out", out, "--count", 10)
+    rows = [(r["class_1"], r["class_2"], float(r["distance"])) for r in csv.DictReader(open(out))]
+    table = torch.load(gen / "model.pt", weights_only=True)["weights"]["label.weight"].double()
+    assert len(table) == 6  # five classes, and the null class, which is nobody
+    cosine = torch.nn.functional.cosine_similarity(table[:5, None], table[None, :5], dim=2)
+    names = ["s11", "s12", "s13", "s14", "s15"]
+    expected = sorted(((1 - float(cosine[i, j]), names[i], names[j]) for i, j in itertools.combinations(range(5), 2)))
+    assert [(a, b) for a, b, _ in rows] == [(a, b) for _, a, b in reversed(expected)]
+    assert np.allclose([d for *_, d in rows], [d for d, *_ in reversed(expected)], atol=1e-5)
+    fails(mine_pairs.main, ["--space", "condition", "--out", out], "--generator")
+    fails(mine_pairs.main, command(recognizer, faces, out, "--generator", gen), "--space condition")
+    fails(mine_pairs.main, ["--recognizer", recognizer, "--out", out], "--data")
+    fails(mine_pairs.main, ["--space", "condition", "--generator", recognizer, "--out", out], "is a recognizer")
 
 
 def test_order_one_writes_no_distance(recognizer, faces, tmp_path):
