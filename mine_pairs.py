@@ -23,6 +23,7 @@ import stage
 from train_diffusion import load_generator
 from train_recognizer import count_flops, embed, load_recognizer
 
+SMALL_COUNT, LARGE_COUNT = 5, 4 / 3  # mixes for every class: few classes of small images need more new ones
 MOST_MIXES = 100_000_000  # candidates that are enumerated and sorted at once: all pairs of 14,000 classes
 
 
@@ -34,7 +35,8 @@ def parse_args(argv=None):
     g.add_argument("--generator", metavar="RUN", help="run of train_diffusion.py, for --space condition")
     g.add_argument("--out", required=True, metavar="FILE", help="the pairs file, a CSV")
     g = parser.add_argument_group("mining")
-    g.add_argument("--count", type=stage.number(int, 1), metavar="K", help="mixes (default: 4 for every 3 classes)")
+    g.add_argument("--count", type=stage.number(int, 1), metavar="K",
+                   help=f"mixes (default: {SMALL_COUNT:g} a class up to 64 pixels, {LARGE_COUNT:.3g} above)")
     g.add_argument("--order", type=stage.number(int, 1), default=2, metavar="M",
                    help="classes a mix; 1 lists every class alone, to reproduce it (default: 2)")
     g.add_argument("--strategy", choices=["distant", "close", "random"], default="distant",
@@ -161,7 +163,8 @@ def run(args) -> None:
     k, m = len(classes), args.order
     if k < max(2, m):
         raise stage.StageError(f"only {k} class(es) to mix; at least {max(2, m)} are needed")
-    count = k if m == 1 else args.count or min(math.ceil(4 * k / 3), math.comb(k, m))
+    per_class = SMALL_COUNT if saved["config"]["size"] <= 64 else LARGE_COUNT
+    count = k if m == 1 else args.count or min(math.ceil(per_class * k), math.comb(k, m))
     max_uses = args.max_uses or math.ceil(m * count / k) + 1
     cost = {"device": str(device), "images": 0, "network_evaluations": 0, "flops": 0}
     if args.space == "embedding":

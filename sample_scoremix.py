@@ -23,7 +23,10 @@ from einops import rearrange, repeat
 from PIL import Image
 
 import stage
-from train_diffusion import Schedule, UNet, count_flops, load_generator, save_grid, to_uint8, to_x0
+from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8, to_x0
+from train_recognizer import count_flops, fill_defaults
+
+SMALL, LARGE = dict(per_class=5, steps=25), dict(per_class=15, steps=50)  # defaults by the generator's size
 
 
 def parse_args(argv=None):
@@ -33,8 +36,8 @@ def parse_args(argv=None):
     g.add_argument("--pairs", required=True, metavar="FILE", help="CSV of mine_pairs.py: which classes to mix")
     g.add_argument("--out", required=True, metavar="DIR", help="the mixed image folder, a run directory as well")
     g = parser.add_argument_group("mixing")
-    g.add_argument("--per-class", type=stage.number(int, 1), default=10, metavar="N",
-                   help="images of each new class (default: %(default)s)")
+    g.add_argument("--per-class", type=stage.number(int, 1), metavar="N", help="images of each new class "
+                   f"(default: {SMALL['per_class']} up to 64 pixels, {LARGE['per_class']} above)")
     g.add_argument("--weights", type=stage.number(float, -100, 100), nargs="+", metavar="LAM",
                    help="weight of each class column, with sum 1 (default: equal)")
     g.add_argument("--nonconvex", action="store_true", help="allow weights below 0 or with another sum; mixed as x0")
@@ -47,8 +50,8 @@ def parse_args(argv=None):
     g = parser.add_argument_group("solver")
     g.add_argument("--solver", choices=["ddim", "ddpm", "heun", "dpm++"], default="ddpm",
                    help="ddpm is ddim with --eta 1; heun and dpm++ (2M) are of second order (default: ddpm)")
-    g.add_argument("--steps", type=stage.number(int, 1, 1000), default=50,
-                   help="each evaluates every class of the mix once, with heun twice (default: %(default)s)")
+    g.add_argument("--steps", type=stage.number(int, 1, 1000), help="each evaluates every class of the mix once, with "
+                   f"heun twice (default: {SMALL['steps']} up to 64 pixels, {LARGE['steps']} above)")
     g.add_argument("--eta", type=stage.number(float, 0, 1),
                    help="of ddim: the share of fresh noise a step (default: 0, deterministic)")
     g = parser.add_argument_group("running")
@@ -255,6 +258,7 @@ def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: in
 def run(args) -> None:
     device, schedule = stage.pick_device(args.device), Schedule()
     model, saved = load_generator(args.generator, device)
+    fill_defaults(args, SMALL if saved["config"]["size"] <= 64 else LARGE)
     mixes = read_pairs(args.pairs, saved["classes"])
     order = len(mixes[0])
     weights = args.weights or [1 / order] * order

@@ -17,12 +17,12 @@ fold() {  # FOLD: split, mining recogniser, generator, and the four mixed folder
   $PY train_diffusion.py --data "$D/data/train" --size 32 --out "$D/generator"
   for arm in far random close reproduction; do
     case $arm in
-      far) how="--strategy distant" ;;
-      reproduction) how="--order 1" ;;
-      *) how="--strategy $arm" ;;
+      far) mine=(--strategy distant) sample=() ;;
+      random | close) mine=(--strategy $arm) sample=() ;;
+      reproduction) mine=(--order 1) sample=(--per-class 25) ;;  # as many images as the 150 mixes of 5
     esac
-    $PY mine_pairs.py --recognizer "$D/real-0" --data "$D/data/train" $how --out "$D/$arm.csv"
-    $PY sample_scoremix.py --generator "$D/generator" --pairs "$D/$arm.csv" --out "$D/$arm"
+    $PY mine_pairs.py --recognizer "$D/real-0" --data "$D/data/train" "${mine[@]}" --out "$D/$arm.csv"
+    $PY sample_scoremix.py --generator "$D/generator" --pairs "$D/$arm.csv" "${sample[@]}" --out "$D/$arm"
     $PY audit.py --recognizer "$D/real-0" --data "$D/data/train" --mixed "$D/$arm" --out "$D/audit-$arm"
   done
 }
