@@ -40,7 +40,12 @@ def parse_args(argv=None):
                    f"(default: {SMALL['per_class']} up to 64 pixels, {LARGE['per_class']} above)")
     g.add_argument("--weights", type=stage.number(float, -100, 100), nargs="+", metavar="LAM",
                    help="weight of each class column, with sum 1 (default: equal)")
+    g.add_argument("--dirichlet", type=stage.number(float, 1e-3, 1e6), metavar="A",
+                   help="draw the weights of every image anew, from a symmetric Dirichlet distribution")
     g.add_argument("--nonconvex", action="store_true", help="allow weights below 0 or with another sum; mixed as x0")
+    g.add_argument("--mix", choices=["score", "condition"], default="score",
+                   help="condition: AugGen's, one evaluation under the weighted sum of the class embeddings, with any "
+                   "weights, such as 0.7 0.7 (default: score)")
     g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
                    help="classifier-free guidance; 1 is none and costs no evaluation (default: 1)")
     g.add_argument("--guide", metavar="RUN", help="a weaker generator of the same classes, such as a model-STEP.pt of "
@@ -65,6 +70,8 @@ def parse_args(argv=None):
         raise stage.StageError("--eta belongs to --solver ddim; ddpm is ddim with --eta 1, the others add no noise")
     if (args.guide is None) != (args.autoguidance is None):
         raise stage.StageError("--guide RUN and --autoguidance W belong together; give both or none")
+    if args.dirichlet and args.weights:
+        raise stage.StageError("--weights fixes the weights and --dirichlet draws them; give one of the two")
     if args.eta is None:
         args.eta = float(args.solver == "ddpm")
     return args
@@ -72,26 +79,32 @@ def parse_args(argv=None):
 
 # ---------------------------------------------------------------------------------------------- mixing and sampling
 def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tensor, weights, guidance: float = 1.0,
-                   clip: bool = True):
+                   clip: bool = True, mix: str = "score"):
     """The closure `denoise(x_t, t) -> x0` of the mixed score, ScoreMix Sec. 3: one network call for all classes.
 
-    y (B, M) long, the M classes of every image; weights: M numbers. For weights that sum to 1, mixing x0, eps, v or
-    the scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score; for others (--nonconvex) it
-    is not, and x0 is mixed. Guidance: x0_null + g (x0_mixed - x0_null). The clip, not linear, comes after the mix.
+    y (B, M) long, the M classes of every image; weights (M,), or (B, M) for each image its own. For weights that sum
+    to 1, mixing x0, eps, v or the scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score;
+    for others (--nonconvex) it is not, and x0 is mixed. Guidance: x0_null + g (x0_mixed - x0_null). The clip, not
+    linear, comes after the mix. mix = "condition" is AugGen's: one evaluation under the weighted sum of the class
+    embeddings (Rahimi et al. 2025).
     """
-    m = y.shape[1]
-    lam = torch.tensor(weights, dtype=torch.float32, device=y.device)
+    lam = torch.as_tensor(weights, dtype=torch.float32, device=y.device).expand(y.shape)  # (B, M)
+    null = torch.full_like(y[:, :1], model.num_classes)
     guided = guidance != 1
-    labels = torch.cat([y, torch.full_like(y[:, :1], model.num_classes)], dim=1) if guided else y  # (B, M or M + 1)
-    labels = rearrange(labels, "b m -> (m b)")
+    if mix == "condition":
+        c = torch.einsum("bm,bmd->bd", lam, model.label(y))[:, None]
+        conditions, lam = torch.cat([c, model.label(null)] if guided else [c], dim=1), torch.ones_like(lam[:, :1])
+    else:
+        conditions = torch.cat([y, null], dim=1) if guided else y
+    m, k = lam.shape[1], conditions.shape[1]
+    conditions = rearrange(conditions, "b k ... -> (k b) ...")
 
     def denoise(x_t, t):
-        k = m + guided
         x, times = repeat(x_t, "b c h w -> (k b) c h w", k=k), t.repeat(k)
         a, s = schedule.at(times)
-        x0 = to_x0(predict, model(x, times, labels).float(), x, a, s)
+        x0 = to_x0(predict, model(x, times, conditions).float(), x, a, s)
         x0 = rearrange(x0, "(k b) c h w -> k b c h w", k=k)
-        mixed = torch.einsum("m,mbchw->bchw", lam, x0[:m])  # s(x,t) = sum_i lam_i s(x,t|y_i)
+        mixed = torch.einsum("bm,mbchw->bchw", lam, x0[:m])  # s(x,t) = sum_i lam_i s(x,t|y_i)
         if guided:
             mixed = torch.lerp(x0[m], mixed, guidance)
         return mixed.clamp(-1, 1) if clip else mixed
@@ -213,6 +226,12 @@ def image_generator(seed: int, mix: tuple[str, ...], index: int) -> torch.Genera
     return torch.Generator().manual_seed(stage.seed_of("image", seed, *mix, index))
 
 
+def image_weights(seed: int, mix: tuple[str, ...], index: int, alpha: float) -> list[float]:
+    """The weights of one image, from Dirichlet(alpha, ...): like its noise a function of (seed, names, index) alone."""
+    rng = np.random.default_rng(stage.seed_of("weights", seed, *mix, index))
+    return rng.dirichlet([alpha] * len(mix)).tolist()
+
+
 def wait(writing: list) -> None:
     """Let the files of a batch be written; an error in one of them is raised here."""
     for future in writing:
@@ -264,7 +283,7 @@ def run(args) -> None:
     weights = args.weights or [1 / order] * order
     if len(weights) != order:
         raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
-    if not args.nonconvex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
+    if args.mix == "score" and not args.nonconvex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
         raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be "
                                f"1, not {sum(weights):g}; --nonconvex allows it")
     folder = {mix: folder_name(mix) for mix in mixes}
@@ -280,23 +299,26 @@ def run(args) -> None:
         weak, guide = load_guide(args.guide, saved, device)
         inputs["guide"] = guide["path"]
         weak_flops = count_flops(weak, torch.zeros(1, *shape, device=device), zero, zero)
-    out = stage.Run("sample_scoremix", args, inputs,
-                    {"weights": weights, "images": len(mixes) * args.per_class, "flops_per_evaluation": flops})
+    derived = {"weights": None if args.dirichlet else weights, "images": len(mixes) * args.per_class}
+    out = stage.Run("sample_scoremix", args, inputs, derived | {"flops_per_evaluation": flops})
     work = [(mix, index) for mix in mixes for index in range(args.per_class)]
+    lam = {item: image_weights(args.seed, *item, args.dirichlet) if args.dirichlet else weights for item in work}
     target = {item: out.dir / folder[item[0]] / f"{item[1]}.png" for item in work}
 
-    def draw(keys, names, lam):
-        """Images (B, H, W, C) of the classes in `names`, a tuple an image, from the noise of `keys` (mix, index)."""
+    def draw(keys, names, shares):
+        """Images (B, H, W, C) of the classes in `names`, mixed by `shares`, from the noise of `keys` (mix, index)."""
         generators = [image_generator(args.seed, mix, index) for mix, index in keys]
         x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
         y = torch.tensor([[ids[c] for c in mix] for mix in names], device=device)
-        denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, args.guidance, clip=not args.guide)
+        denoise = mixed_denoiser(model, schedule, config["predict"], y, shares, args.guidance, not args.guide, args.mix)
         if args.guide:
-            weak_denoise = mixed_denoiser(weak, schedule, guide["config"]["predict"], y, lam, clip=False)
+            predict = guide["config"]["predict"]
+            weak_denoise = mixed_denoiser(weak, schedule, predict, y, shares, clip=False, mix=args.mix)
             denoise = autoguided(denoise, weak_denoise, args.autoguidance)
         images = to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, args.eta, generators))
         calls = evaluations(args.solver, args.steps) * len(keys)
-        strong, soft = calls * (len(lam) + (args.guidance != 1)), calls * len(lam) * bool(args.guide)
+        m = 1 if args.mix == "condition" else len(names[0])
+        strong, soft = calls * (m + (args.guidance != 1)), calls * m * bool(args.guide)
         out.spend(device, images=len(keys), network_evaluations=strong + soft, flops=strong * flops + soft * weak_flops)
         return images
     if (out.dir / "manifest.csv").exists() and all(path.exists() for path in target.values()):
@@ -309,7 +331,7 @@ def run(args) -> None:
     with ThreadPoolExecutor(4) as writers, bar:
         writing = []
         for batch in missing:  # always whole: a batch decides its images' last bit of rounding
-            images = draw(batch, [mix for mix, _ in batch], weights)
+            images = draw(batch, [mix for mix, _ in batch], [lam[item] for item in batch])
             wait(writing)
             writing = [writers.submit(write_png, target[item], image) for item, image in zip(batch, images)]
             bar.update(len(batch))
@@ -317,7 +339,7 @@ def run(args) -> None:
 
     def reproduce(rows):  # each class alone, from the noise of the first image of its mix
         parts = [rows[i:i + args.batch] for i in range(0, len(rows), args.batch)]
-        return np.concatenate([draw([(mix, 0) for mix, _ in p], [(c,) for _, c in p], [1.0]) for p in parts])
+        return np.concatenate([draw([(mix, 0) for mix, _ in p], [(c,) for _, c in p], [[1.0]] * len(p)) for p in parts])
     write_preview(out.dir / "preview.png", mixes, reproduce, saved, args.per_class)
 
     def write_manifest(path):
@@ -325,7 +347,7 @@ def run(args) -> None:
             table = csv.writer(file)
             columns = range(1, order + 1)
             table.writerow(["path", *(f"class_{i}" for i in columns), *(f"weight_{i}" for i in columns), "seed"])
-            table.writerows([target[item].relative_to(out.dir), *item[0], *weights, args.seed] for item in work)
+            table.writerows([target[item].relative_to(out.dir), *item[0], *lam[item], args.seed] for item in work)
     stage.write_atomic(out.dir / "manifest.csv", write_manifest)
     print(f"wrote {len(work)} images of {len(mixes)} classes to {out.dir}; look at {out.dir / 'preview.png'}")
 

@@ -150,11 +150,15 @@ class UNet(nn.Module):
         self.norm_out, self.conv_out = norm(c), zero(nn.Conv2d(c, channels * patch ** 2, 3, padding=1))
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """x_t (B, C, H, W) float, t (B,) in training steps (fractions allowed), y (B,) long -> (B, C, H, W)."""
+        """x_t (B, C, H, W), t (B,) in training steps (fractions allowed), y -> v or eps (B, C, H, W).
+
+        y: labels (B,) long, or in their place conditions (B, 4 width) float, such as a mix of rows of `label.weight`.
+        """
         half = self.time[0].in_features // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=x_t.device) / half)
         angles = t.float()[:, None] * frequencies  # (B, half)
-        emb = F.silu(self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + self.label(y))  # (B, 4 width)
+        condition = y if y.is_floating_point() else self.label(y)
+        emb = F.silu(self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + condition)  # (B, 4 width)
 
         def apply(module, h):
             if isinstance(module, ResBlock):

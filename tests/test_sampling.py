@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -219,6 +220,42 @@ def test_noise_levels_of_heun():
         assert (exact - between).abs().max() < 1e-5
 
 
+def test_condition_mixing_is_one_evaluation_under_the_weighted_embedding(unet):
+    """AugGen: the network sees alpha c_a + beta c_b, once a step; guidance adds the null class."""
+    schedule, x, t = Schedule(), torch.randn(3, 1, 8, 8), torch.full((3,), 300)
+    y, (a, s) = torch.tensor([[0, 2]] * 3), schedule.coefficients(300)
+    c = 0.7 * unet.label.weight[0] + 0.8 * unet.label.weight[2]
+    direct, null = ((a * x - s * unet(x, t, v)) for v in (c.expand(3, -1), torch.tensor([3, 3, 3])))
+    mixed = mixed_denoiser(unet, schedule, "v", y, [0.7, 0.8], clip=False, mix="condition")(x, t)
+    assert (mixed - direct).abs().max() < 1e-5
+    guided = mixed_denoiser(unet, schedule, "v", y, [0.7, 0.8], 2.0, False, "condition")(x, t)
+    assert (guided - (2 * direct - null)).abs().max() < 1e-5
+    alone = mixed_denoiser(unet, schedule, "v", y, [1.0, 0.0], clip=False, mix="condition")(x, t)
+    assert (alone - mixed_denoiser(unet, schedule, "v", y[:, :1], [1.0], clip=False)(x, t)).abs().max() < 1e-5
+    by_score = mixed_denoiser(unet, schedule, "v", y, [0.5, 0.5], clip=False)(x, t)
+    by_condition = mixed_denoiser(unet, schedule, "v", y, [0.5, 0.5], clip=False, mix="condition")(x, t)
+    assert (by_score - by_condition).abs().max() > 3e-5  # the network is not linear in the condition
+
+
+def test_every_image_may_have_weights_of_its_own(unet):
+    schedule, x, t = Schedule(), torch.randn(2, 1, 8, 8), torch.full((2,), 600)
+    y, lam = torch.tensor([[0, 1], [2, 1]]), [[0.2, 0.8], [0.9, 0.1]]
+    for mix in ("score", "condition"):
+        both = mixed_denoiser(unet, schedule, "v", y, lam, mix=mix)(x, t)
+        for i in range(2):
+            one = mixed_denoiser(unet, schedule, "v", y[i : i + 1], lam[i], mix=mix)(x[i : i + 1], t[:1])
+            assert (both[i : i + 1] - one).abs().max() < 1e-5
+
+
+def test_dirichlet_weights_follow_from_the_image_alone():
+    lam = [sample_scoremix.image_weights(3, ("a", "b"), i, 0.7) for i in range(4000)]
+    assert lam[5] == sample_scoremix.image_weights(3, ("a", "b"), 5, 0.7)
+    assert lam[5] != sample_scoremix.image_weights(4, ("a", "b"), 5, 0.7)
+    first = np.array(lam)[:, 0]
+    assert np.allclose(np.sum(lam, axis=1), 1) and abs(first.mean() - 0.5) < 0.03
+    assert first.var() == pytest.approx(1 / (4 * (2 * 0.7 + 1)), rel=0.1)  # of a Beta(0.7, 0.7)
+
+
 def test_autoguidance_extrapolates_from_the_weak_mix_and_clips_last():
     schedule, n = Schedule(), 4
     y, x_t, t = torch.tensor([[0, 1]] * n), torch.randn(n, *SHAPE), torch.full((n,), 400)
@@ -430,6 +467,11 @@ def test_pairs_files_of_a_spreadsheet_are_read(generator, tmp_path):
         (["--weights", "nan", "1"], ["nan"]),
         (["--steps", "0"], ["--steps"]),
         (["--solver", "ddpm", "--eta", "0.5"], ["--eta"]),
+        (["--solver", "heun", "--eta", "0.5"], ["--eta"]),
+        (["--weights", "0.5", "0.5", "--dirichlet", "1"], ["--dirichlet", "one of the two"]),
+        (["--autoguidance", "2"], ["--guide", "belong together"]),
+        (["--guide", "x"], ["--autoguidance", "belong together"]),
+        (["--guide", "nowhere", "--autoguidance", "2"], ["nowhere", "missing"]),
         (["--device", "nowhere"], ["nowhere"]),
         (["--colour", "1"], ["--colour"]),
     ],
@@ -445,6 +487,61 @@ def test_nonconvex_weights_when_asked_for(generator, tmp_path):
     assert (
         sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.8", "0.8", "--nonconvex")) == 0
     )
+
+
+def test_weights_drawn_anew_stand_in_the_manifest(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    succeed(sample_scoremix, *command(generator, pairs, tmp_path / "out", "--dirichlet", "0.5"))
+    rows = list(csv.DictReader(open(tmp_path / "out/manifest.csv")))
+    found = [[float(r["weight_1"]), float(r["weight_2"])] for r in rows]
+    assert found == [sample_scoremix.image_weights(0, ("s11", "s12"), i, 0.5) for i in range(5)]
+    alone = tmp_path / "one"  # the image is the one that these weights give when they are asked for
+    succeed(
+        sample_scoremix,
+        *command(generator, pairs, alone, "--weights", *map(str, found[3])),
+        "--seed",
+        0,
+        "--per-class",
+        4,
+    )
+    a, b = (pixels(d)[Path("s11+s12/3.png")] for d in (tmp_path / "out", alone))
+    assert np.abs(a - b).max() <= 1
+
+
+def test_autoguidance_by_an_earlier_checkpoint(generator, faces, tmp_path, fails):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    run = tmp_path / "run"
+    succeed(train_diffusion, "--data", faces / "train", "--out", run, "--steps", 30, "--keep-every", 10, *SMALL_UNET)
+    plain, none, strong = (tmp_path / n for n in ("plain", "none", "strong"))
+    succeed(sample_scoremix, *command(run, pairs, plain))
+    for out, w in ((none, 1), (strong, 3)):
+        succeed(sample_scoremix, *command(run, pairs, out, "--guide", run / "model-10.pt", "--autoguidance", w))
+    a, b, c = map(pixels, (plain, none, strong))
+    assert max(np.abs(a[k] - b[k]).max() for k in a) <= 1 < max(np.abs(a[k] - c[k]).max() for k in a)
+    costs = [json.loads((d / "cost.json").read_text()) for d in (plain, strong)]
+    assert costs[1]["network_evaluations"] == 2 * costs[0]["network_evaluations"]
+    assert costs[1]["flops"] == 2 * costs[0]["flops"]  # of the same size here
+    others = tmp_path / "others"
+    succeed(train_diffusion, "--data", faces / "test", "--out", others, "--steps", 1, *SMALL_UNET)
+    flags = ["--guide", others, "--autoguidance", 2]
+    fails(sample_scoremix.main, command(run, pairs, tmp_path / "out", *flags), "other classes")
+
+
+def test_condition_mixing_costs_half(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    for name, flags in (("score", []), ("condition", ["--mix", "condition", "--weights", "0.7", "0.7"])):
+        succeed(sample_scoremix, *command(generator, pairs, tmp_path / name, *flags))
+    a, b = (json.loads((tmp_path / n / "cost.json").read_text())["network_evaluations"] for n in ("score", "condition"))
+    preview = 3 * 2  # two reproductions of 3 steps each
+    assert (a - preview, b - preview) == (5 * 3 * 2, 5 * 3)
+
+
+def test_heun_is_charged_for_both_its_evaluations(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1\ns11\n")
+    for solver, calls in (("heun", 5), ("dpm++", 3)):
+        succeed(sample_scoremix, *command(generator, pairs, tmp_path / solver, "--solver", solver))
+        cost = json.loads((tmp_path / solver / "cost.json").read_text())
+        assert cost["network_evaluations"] == calls * (5 + 1) and cost["images"] == 6
 
 
 def test_ddpm_is_ddim_with_eta_one(generator, tmp_path):
