@@ -201,17 +201,20 @@ def load_recognizer(path, device) -> tuple[IResNet, dict]:
 
 
 @torch.no_grad()
-def embed(model: IResNet, images: stage.Images, config: dict, device, batch: int = 256) -> torch.Tensor:
-    """Unit embeddings z (N, dim) of an image set, on the CPU.
+def embed_batch(model: IResNet, images: torch.Tensor, config: dict) -> torch.Tensor:
+    """Unit embeddings z (B, dim) of uint8 images (B, C, H, W) on the model's device.
 
     The model's config rules: its normalisation, and with `flip` the sum over image and mirror image is normalised.
     """
-    found = []
-    for index in torch.arange(len(images.paths)).split(batch):
-        x = preprocess(images[index].to(device), config)
-        z = model(x) + model(x.flip(3)) if config["flip"] else model(x)
-        found.append(F.normalize(z.float()).cpu())
-    z = torch.cat(found)
+    x = preprocess(images, config)
+    z = model(x) + model(x.flip(3)) if config["flip"] else model(x)
+    return F.normalize(z.float())
+
+
+def embed(model: IResNet, images: stage.Images, config: dict, device, batch: int = 256) -> torch.Tensor:
+    """Unit embeddings z (N, dim) of an image set, on the CPU."""
+    batches = torch.arange(len(images.paths)).split(batch)
+    z = torch.cat([embed_batch(model, images[index].to(device), config).cpu() for index in batches])
     if not z.isfinite().all():
         raise stage.StageError("the recogniser gives embeddings that are not finite; train it again, with a lower --lr")
     return z
