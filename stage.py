@@ -205,13 +205,13 @@ class Run:
         self.cost["peak_memory_bytes"] = max(peak, self.cost.get("peak_memory_bytes", 0))
         write_json(self.dir / "cost.json", self.cost)
 
-    def train(self, parts: dict, data: Images, step, export, device: torch.device, **cost) -> None:
+    def train(self, parts: dict, data: Images, step, export, device: torch.device, order=None, **cost) -> None:
         """Call step(i, images (B, C, H, W) uint8, labels (B,)) -> {name: scalar} up to args.steps; then write model.pt.
 
-        parts: name -> object with state_dict and load_state_dict; export(): content of model.pt; cost: amounts a step.
-        Goes on from last.pt; torch is seeded by (seed, i) before step i: on a CPU it is the same to the bit."""
+        parts: name -> object with state_dict and load_state_dict; export(): content of model.pt; cost: amounts a step;
+        order(i): the images of step i (default: batch_indices). Goes on from last.pt, on a CPU the same to the bit."""
         def batch(i):
-            index = batch_indices(i, len(data.paths), args.batch, args.seed)
+            index = order(i) if order else batch_indices(i, len(data.paths), args.batch, args.seed)
             return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
         args, last, start, sums, count = self.args, self.dir / "last.pt", 0, {}, 0
         log = open(self.dir / "log.jsonl", "ab", buffering=0)

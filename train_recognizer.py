@@ -74,6 +74,9 @@ def parse_args(argv=None):
     add("steps", int, 1, 1e12, "SGD steps")
     add("batch", int, 2, 1e6, "images a step")
     add("lr", float, 0, 1e38, "peak learning rate")
+    g.add_argument("--balance", action="store_true", help="draw every class equally often, for long tails")
+    g.add_argument("--mixup", type=stage.number(float, 0, 1e3), default=0.0, metavar="A",
+                   help="blend images and labels of a batch with weights from Beta(A, A), a control (default: 0, none)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches, augmentation (default: 0)")
     args = parser.parse_args(argv)
     args.arch = args.arch or ("small" if args.size <= 64 else "ir50")
@@ -184,6 +187,17 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * progress)) / 2
 
 
+def balanced_indices(step: int, labels: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
+    """The images (batch,) of a step in which every class is drawn equally often, from (seed, step) alone.
+
+    labels (N,), ascending. The classes go by endless permutations, each with one of its images at random.
+    """
+    counts = labels.bincount()
+    classes = stage.batch_indices(step, len(counts), batch, seed)
+    chance = torch.rand(batch, generator=torch.Generator().manual_seed(stage.seed_of("balance", seed, step)))
+    return counts.cumsum(0)[classes] - 1 - (chance * counts[classes]).long()
+
+
 # -------------------------------------------------------------------------------------------------------------- run
 def count_flops(model: nn.Module, *inputs) -> int:
     """FLOPs of one forward pass, two for each multiplication-addition."""
@@ -269,10 +283,16 @@ def run(args) -> None:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         margin = args.margin * min(1, (i + 1) / (MARGIN_WARMUP * args.steps))
         x = augment(preprocess(x, config), args.flip)
+        if args.mixup:  # Zhang et al. 2018, one weight a batch
+            lam = torch.distributions.Beta(args.mixup, args.mixup).sample().item()
+            other = torch.randperm(len(x), device=device)
+            x = torch.lerp(x[other], x, lam)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
             z = network(x)
         cosine = F.normalize(z.float()) @ F.normalize(head).T  # (B, K)
         loss = F.cross_entropy(arcface(cosine, y, args.scale, margin), y)
+        if args.mixup:
+            loss = torch.lerp(F.cross_entropy(arcface(cosine, y[other], args.scale, margin), y[other]), loss, lam)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
@@ -284,8 +304,11 @@ def run(args) -> None:
                 "weights": {k: v.cpu() for k, v in model.state_dict().items()}}
     model.train()
     parts = {"model": model, "head": nn.ParameterList([head]), "optimizer": optimizer}
-    out.train(parts, images, step, export, device, images=args.batch, network_evaluations=args.batch,
-              flops=3 * flops * args.batch)  # the backward pass costs about two forward passes
+
+    def balanced(i):
+        return balanced_indices(i, images.labels, args.batch, args.seed)
+    out.train(parts, images, step, export, device, balanced if args.balance else None, images=args.batch,
+              network_evaluations=args.batch, flops=3 * flops * args.batch)  # backward costs about two forward passes
     print(f"wrote {out.dir / 'model.pt'}")
 
 

@@ -10,7 +10,9 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, SMALL_RECOGNIZER
+from conftest import ROOT, SMALL_RECOGNIZER, succeed
+from hypothesis import given
+from hypothesis import strategies as st
 
 import stage
 import train_recognizer
@@ -246,6 +248,61 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(faces, tmp_path, fa
     assert train_recognizer.main(argv(faces, out, data=[moved])) == 0  # an equal folder elsewhere is the same input
     (moved / "s11" / "1.png").unlink()
     fails(train_recognizer.main, argv(faces, out, data=[moved]), "data")
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=8), st.integers(1, 40), st.integers(0, 99))
+def test_balanced_batches_draw_every_class_equally_often_and_every_image(counts, batch, seed):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    steps = [train_recognizer.balanced_indices(i, labels, batch, seed) for i in range(600 // batch + 20)]
+    assert all(len(s) == batch for s in steps)
+    drawn = torch.cat(steps)
+    assert drawn.min() >= 0 and drawn.max() < len(labels)
+    per_class = labels[drawn].bincount(minlength=len(counts))
+    assert per_class.max() - per_class.min() <= 1
+    for label, n in enumerate(counts):
+        if n < 4:  # drawn about 75 times or more
+            assert len(set(drawn[labels[drawn] == label].tolist())) == n
+    assert torch.equal(steps[3], train_recognizer.balanced_indices(3, labels, batch, seed))
+    assert not torch.equal(torch.cat(steps[:9]), torch.cat(steps[1:10]))
+
+
+def test_balance_and_mixup_reach_the_training(faces, tmp_path, monkeypatch):
+    seen = []
+    original = train_recognizer.arcface
+    monkeypatch.setattr(train_recognizer, "arcface", lambda c, y, s, m: seen.append(y.tolist()) or original(c, y, s, m))
+    flags = ["--data", faces / "train", "--steps", 3, *SMALL_RECOGNIZER, "--batch", 10]
+    for name, more, calls in (("plain", [], 3), ("balance", ["--balance"], 3), ("mixup", ["--mixup", "0.4"], 6)):
+        seen.clear()
+        succeed(train_recognizer, "--out", tmp_path / name, *flags, *more)
+        assert len(seen) == calls
+        if name == "balance":
+            assert all(sorted(y) == sorted([0, 1, 2, 3, 4] * 2) for y in seen)
+        if name == "mixup":  # each batch once with its labels and once with those of the images blended in
+            assert all(sorted(a) == sorted(b) for a, b in zip(seen[::2], seen[1::2])) and seen[0] != seen[1]
+    losses = [json.loads((tmp_path / n / "log.jsonl").read_text().splitlines()[-1])["loss"] for n in ("plain", "mixup")]
+    assert losses[0] != losses[1] and all(map(math.isfinite, losses))
+
+
+def test_mixup_is_the_blend_of_images_and_of_losses(faces, tmp_path, monkeypatch):
+    """One step, with the weight fixed at 0.3: the network sees the blend, and the loss is blended alike."""
+    inputs, losses = [], []
+    monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.3))
+    forward, entropy = train_recognizer.IResNet.forward, torch.nn.functional.cross_entropy
+    monkeypatch.setattr(train_recognizer.IResNet, "forward", lambda m, x: inputs.append(x) or forward(m, x))
+    monkeypatch.setattr(train_recognizer.F, "cross_entropy", lambda *a: losses.append(entropy(*a)) or losses[-1])
+    kept = []
+    augment = train_recognizer.augment
+    monkeypatch.setattr(train_recognizer, "augment", lambda *a: kept.append(augment(*a)) or kept[-1])
+    orders = []
+    permute = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: orders.append(permute(*a, **k)) or orders[-1])
+    flags = ["--data", faces / "train", "--steps", 1, "--mixup", 1, *SMALL_RECOGNIZER]
+    succeed(train_recognizer, "--out", tmp_path / "run", *flags)
+    x, blend = kept[-1], inputs[-1]
+    other = next(o for o in orders if len(o) == len(x) and (0.3 * x + 0.7 * x[o] - blend).abs().max() < 1e-6)
+    assert (other != torch.arange(len(x))).any()
+    logged = json.loads((tmp_path / "run/log.jsonl").read_text())["loss"]
+    assert logged == pytest.approx(float(0.3 * losses[0] + 0.7 * losses[1]), rel=1e-5)
 
 
 def test_init_takes_the_backbone_and_the_rows_of_shared_classes(faces, tmp_path):
