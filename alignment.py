@@ -19,9 +19,8 @@ import numpy as np
 import torch
 
 import stage
-from mine_pairs import class_centres
 from train_diffusion import load_generator
-from train_recognizer import IResNet, embed, load_recognizer
+from train_recognizer import IResNet, class_centres, embed, load_recognizer
 
 
 def parse_args(argv=None):

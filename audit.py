@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 
 import stage
-from mine_pairs import class_centres
 from train_diffusion import save_grid
-from train_recognizer import count_flops, embed, load_recognizer
+from train_recognizer import class_centres, count_flops, embed, load_recognizer
 
 TOLD = {"consistency": "consistency: mean cosine within a class",
         "similarity_to_sources": "mean cosine to the centres of the sources (real: to the own centre)",

@@ -21,7 +21,7 @@ import torch
 
 import stage
 from train_diffusion import load_generator
-from train_recognizer import count_flops, embed, load_recognizer
+from train_recognizer import class_centres, count_flops, embed, load_recognizer
 
 SMALL_COUNT, LARGE_COUNT = 5, 4 / 3  # mixes for every class: few classes of small images need more new ones
 MOST_MIXES = 100_000_000  # candidates that are enumerated and sorted at once: all pairs of 14,000 classes
@@ -57,13 +57,6 @@ def parse_args(argv=None):
 
 
 # ------------------------------------------------------------------------------------------------------ mathematics
-def class_centres(z: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Normalised means (K, dim), float64, of the unit embeddings z (N, dim) of each class."""
-    sums = np.zeros((num_classes, z.shape[1]))
-    np.add.at(sums, labels, z)
-    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
-
-
 def combinations(k: int, order: int) -> np.ndarray:
     """All sets of `order` numbers below k as int32 (n, order), each row and the rows themselves ascending."""
     mixes = np.arange(k, dtype=np.int32)[:, None]

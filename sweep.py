@@ -21,10 +21,9 @@ import torch
 
 import stage
 from audit import consistency
-from mine_pairs import class_centres
 from sample_scoremix import draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs, sample
 from train_diffusion import Schedule, load_generator, save_grid, to_uint8
-from train_recognizer import count_flops, embed, embed_batch, load_recognizer
+from train_recognizer import class_centres, count_flops, embed, embed_batch, load_recognizer
 
 
 def parse_args(argv=None):

@@ -21,7 +21,8 @@ from PIL import Image
 from torch import nn
 
 import stage
-from train_recognizer import add_common_flags, count_flops, fill_defaults, learning_rate
+from train_recognizer import (add_common_flags, class_centres, count_flops, embed, fill_defaults, learning_rate,
+                              load_recognizer)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -46,10 +47,15 @@ def parse_args(argv=None):
     add("ema", float, 0, 1, "decay of the averaged weights, the ones that are kept")
     add("dropout", float, 0, 0.9, "dropout in the residual blocks")
     g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts (default: v)")
+    g.add_argument("--align", type=stage.number(float, 0, 1e6), default=0.0, metavar="W",
+                   help="weight of a loss that pulls denoised images to the recogniser's class centres (default: 0)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and noise (default: 0)")
     g.add_argument("--grid-every", type=stage.number(int, 1), default=2000, metavar="N",
                    help="steps a sample grid (default: %(default)s)")
     g = parser.add_argument_group("network (defaults: up to 64 pixels | above)")
+    g.add_argument("--conditions", choices=["learned", "frozen"], default="learned",
+                   help="class embeddings: learned, or the recogniser's class centres, frozen (default: learned)")
+    g.add_argument("--recognizer", metavar="RUN", help="run of train_recognizer.py, for frozen conditions and --align")
     add("width", int, 8, 4096, "channels of the first level")
     add("multipliers", int, 1, 64, "width of each level; every level halves the resolution", nargs="+")
     add("blocks", int, 1, 64, "residual blocks a level")
@@ -59,6 +65,8 @@ def parse_args(argv=None):
     fill_defaults(args, SMALL if args.size <= 64 else LARGE)
     levels = len(args.multipliers)
     step = args.patch * 2 ** (levels - 1)
+    if bool(args.recognizer) != (args.conditions == "frozen" or args.align > 0):
+        raise stage.StageError("--recognizer RUN goes with --conditions frozen or --align W; give both or none")
     if args.size % step:
         raise stage.StageError(f"--size {args.size} must be a multiple of {step}: patch {args.patch}, {levels} levels")
     if args.width % 8:
@@ -117,15 +125,18 @@ class UNet(nn.Module):
     """Noisy images, times and labels -> v or eps, of the images' shape.
 
     The label `num_classes` is the null class (no condition). Resolution halves from level to level; `patch` folds
-    pixels into channels before the first and back after the last one.
+    pixels into channels before the first and back after the last one. With `frozen_dim` the class embeddings are given
+    vectors of that dimension, which are not trained, and a linear map of them conditions the blocks.
     """
 
     def __init__(self, num_classes: int, channels: int, width: int, multipliers: list, blocks: int, attention: list,
-                 patch: int, dropout: float = 0.0):
+                 patch: int, dropout: float = 0.0, frozen_dim: int = 0):
         super().__init__()
         self.num_classes, self.patch, c_emb = num_classes, patch, 4 * width
         self.time = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
-        self.label = nn.Embedding(num_classes + 1, c_emb)  # the last row is the null class
+        self.label = nn.Embedding(num_classes + 1, frozen_dim or c_emb)  # the last row is the null class
+        self.label.weight.requires_grad_(not frozen_dim)
+        self.project = nn.Linear(frozen_dim, c_emb) if frozen_dim else nn.Identity()
         widths = [width * m for m in multipliers]
 
         def block(c_in, c_out, level):
@@ -152,12 +163,12 @@ class UNet(nn.Module):
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x_t (B, C, H, W), t (B,) in training steps (fractions allowed), y -> v or eps (B, C, H, W).
 
-        y: labels (B,) long, or in their place conditions (B, 4 width) float, such as a mix of rows of `label.weight`.
+        y: labels (B,) long, or in their place conditions (B, dim) float, such as a mix of rows of `label.weight`.
         """
         half = self.time[0].in_features // 2
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=x_t.device) / half)
         angles = t.float()[:, None] * frequencies  # (B, half)
-        condition = y if y.is_floating_point() else self.label(y)
+        condition = self.project(y if y.is_floating_point() else self.label(y))
         emb = F.silu(self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + condition)  # (B, 4 width)
 
         def apply(module, h):
@@ -224,15 +235,36 @@ def to_x0(predict: str, out: torch.Tensor, x_t: torch.Tensor, a, s) -> torch.Ten
     return a * x_t - s * out if predict == "v" else (x_t - s * out) / a
 
 
-def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule, predict: str) -> torch.Tensor:
-    """Mean squared error of v or eps at random times and noise: x0 (B, C, H, W) in [-1, 1], y (B,) -> scalar."""
+def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule, predict: str,
+                   more=None) -> torch.Tensor:
+    """Mean squared error of v or eps at random times and noise: x0 (B, C, H, W) in [-1, 1], y (B,) -> scalar.
+
+    more(x0, y, a): another loss of the denoised images, to be added.
+    """
     b = len(x0)
     u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1  # stratified: a calmer loss
     t = (u * schedule.T).long().clamp(max=schedule.T - 1)
     a, s = schedule.at(t)
     eps = torch.randn_like(x0)
     target = a * eps - s * x0 if predict == "v" else eps
-    return F.mse_loss(model(a * x0 + s * eps, t, y).float(), target)
+    x_t = a * x0 + s * eps
+    out = model(x_t, t, y).float()
+    loss = F.mse_loss(out, target)
+    return loss if more is None else loss + more(to_x0(predict, out, x_t, a, s), y, a)
+
+
+def alignment_loss(recognizer: nn.Module, config: dict, centres: torch.Tensor, weight: float):
+    """The closure of W E[abar (1 - cos(f(x0), centre_y))]: denoised images are pulled to their class in f's space.
+
+    centres (K, dim), unit rows. An ablation of the authors (it cost them 9 points of IJB-C). abar = a^2 quiets the
+    blurred x0 of high noise; images of the null class are left out.
+    """
+    def loss(x0, y, a):
+        z = F.normalize(recognizer((x0.clamp(-1, 1) * 127.5 + 127.5 - config["mean"]) / config["std"]))
+        known = y < len(centres)
+        cosine = (z * centres[torch.where(known, y, 0)]).sum(1)
+        return weight * (a.flatten() ** 2 * known * (1 - cosine)).mean()
+    return loss
 
 
 @torch.no_grad()
@@ -246,8 +278,8 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float, step: int) -> Non
 # -------------------------------------------------------------------------------------------------------------- run
 def build(config: dict, num_classes: int) -> UNet:
     """The network of a model.pt's config."""
-    keys = ("channels", "width", "multipliers", "blocks", "attention", "patch", "dropout")
-    return UNet(num_classes, **{k: config[k] for k in keys})
+    keys = ("channels", "width", "multipliers", "blocks", "attention", "patch", "dropout", "frozen_dim")
+    return UNet(num_classes, **{k: config[k] for k in keys if k in config})
 
 
 def load_generator(path, device) -> tuple[UNet, dict]:
@@ -292,15 +324,35 @@ def run(args) -> None:
         raise stage.StageError(f"only the class {images.classes[0]} in {args.data[0]}; ScoreMix needs at least two")
     config = {k: getattr(args, k) for k in ("size", "width", "multipliers", "blocks", "attention", "patch", "dropout",
                                             "predict", "flip")} | {"channels": images.channels, "T": schedule.T}
+    inputs, more, more_flops = {"data": args.data}, None, 0
+    if args.recognizer:
+        recognizer, saved = load_recognizer(args.recognizer, device)
+        differ = [k for k in ("size", "channels") if saved["config"][k] != config[k]]
+        if differ:
+            raise stage.StageError(f"--recognizer {args.recognizer} has {differ[0]} {saved['config'][differ[0]]}, but "
+                                   f"{differ[0]} is {config[differ[0]]} here")
+        inputs["recognizer"] = saved["path"]
+        z = embed(recognizer, images, saved["config"], device).numpy()
+        centres = torch.from_numpy(class_centres(z, images.labels.numpy(), len(images.classes))).float()
+        if args.align:
+            more = alignment_loss(recognizer, saved["config"], centres.to(device), args.align)
+            more_flops = count_flops(recognizer, torch.zeros(1, images.channels, args.size, args.size, device=device))
+        if args.conditions == "frozen":
+            config["frozen_dim"] = centres.shape[1]
     torch.manual_seed(args.seed)
-    model = build(config, len(images.classes)).to(device, memory_format=torch.channels_last)
+    model = build(config, len(images.classes))
+    if args.conditions == "frozen":  # scaled to the unit variance of learned embeddings at the start; the null class: 0
+        rows = torch.cat([centres, torch.zeros_like(centres[:1])]) * centres.shape[1] ** 0.5
+        model.label.weight.data.copy_(rows)
+    model = model.to(device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     one = torch.zeros(1, images.channels, args.size, args.size, device=device)
     flops = count_flops(ema, one, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
     derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
                "parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
-    out = stage.Run("train_diffusion", args, {"data": args.data}, derived)
+    out = stage.Run("train_diffusion", args, inputs, derived)
     if (out.dir / "model.pt").exists():
         print(f"already trained: {out.dir / 'model.pt'}")
         return
@@ -315,10 +367,10 @@ def run(args) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            loss = diffusion_loss(network, x0, y, schedule, args.predict)
+            loss = diffusion_loss(network, x0, y, schedule, args.predict, more)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        grad_norm = nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+        grad_norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         update_ema(ema, model, args.ema, i)
         if (i + 1) % args.grid_every == 0 or i + 1 == args.steps:
@@ -330,7 +382,8 @@ def run(args) -> None:
                 "weights": {k: v.cpu() for k, v in ema.state_dict().items()}}
     model.train()
     out.train({"model": model, "ema": ema, "optimizer": optimizer}, images, step, export, device, images=args.batch,
-              network_evaluations=args.batch, flops=3 * flops * args.batch)  # backward costs about two forwards
+              network_evaluations=args.batch,  # backward costs about two forwards, one for a frozen network
+              flops=(3 * flops + 2 * more_flops) * args.batch)
     print(f"wrote {out.dir / 'model.pt'}; look at {out.dir / f'samples-{args.steps}.png'}")
 
 

@@ -13,6 +13,7 @@ import argparse
 import math
 import sys
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -232,6 +233,13 @@ def embed(model: IResNet, images: stage.Images, config: dict, device, batch: int
     if not z.isfinite().all():
         raise stage.StageError("the recogniser gives embeddings that are not finite; train it again, with a lower --lr")
     return z
+
+
+def class_centres(z: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Normalised means (K, dim), float64, of the unit embeddings z (N, dim) of each class."""
+    sums = np.zeros((num_classes, z.shape[1]))
+    np.add.at(sums, labels, z)
+    return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
 def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: dict, config: dict) -> int:

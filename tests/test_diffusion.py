@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_UNET
+from conftest import SMALL_RECOGNIZER, SMALL_UNET, succeed
 from PIL import Image
 from test_recognizer import assert_equal, stop_before_step
 
+import mine_pairs
 import sample_scoremix
+import stage
 import train_diffusion
+import train_recognizer
 from train_diffusion import LARGE, Schedule, UNet, diffusion_loss, to_x0, update_ema
 
 
@@ -133,6 +136,79 @@ def test_the_model_file_says_all_that_later_stages_need(faces, tmp_path):
 def test_bad_flags(faces, tmp_path, fails, more, words):
     fails(train_diffusion.main, argv(faces, tmp_path / "run", *more), *words)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def recognizer(faces, tmp_path_factory):
+    out = tmp_path_factory.mktemp("recognizer") / "run"
+    succeed(train_recognizer, "--data", faces / "train", "--out", out, "--steps", 5, *SMALL_RECOGNIZER)
+    return out
+
+
+def test_frozen_conditions_are_the_recognisers_centres(faces, recognizer, tmp_path):
+    flags = ["--conditions", "frozen", "--recognizer", recognizer]
+    succeed(train_diffusion, *argv(faces, tmp_path / "run", *flags))
+    model, saved = train_diffusion.load_generator(tmp_path / "run", "cpu")
+    f, of_f = train_recognizer.load_recognizer(recognizer, "cpu")
+    images = stage.Images([faces / "train"], 16, 1)
+    z = train_recognizer.embed(f, images, of_f["config"], "cpu")
+    for i in range(5):
+        mean = z[images.labels == i].mean(0)
+        centre = mean / mean.norm() * 128**0.5
+        assert (model.label.weight[i] - centre).abs().max() < 1e-4  # after training as before
+    assert (model.label.weight[5] == 0).all() and saved["config"]["frozen_dim"] == 128
+    moved = [n for n, p in model.named_parameters() if n.startswith("project") and p.abs().max() > 0]
+    assert len(moved) == 2
+    (tmp_path / "pairs.csv").write_text("class_1,class_2\ns11,s12\n")
+    for mix in ("score", "condition"):  # the later stages meet such a generator as any other
+        sampled = ["--generator", tmp_path / "run", "--pairs", tmp_path / "pairs.csv", "--steps", 2, "--mix", mix]
+        succeed(sample_scoremix, *sampled, "--out", tmp_path / mix)
+    space = ["--space", "condition", "--generator", tmp_path / "run", "--out", tmp_path / "near.csv"]
+    succeed(mine_pairs, *space, "--count", 10)
+    real = ["--recognizer", recognizer, "--data", faces / "train", "--out", tmp_path / "real.csv"]
+    succeed(mine_pairs, *real, "--count", 10)
+    near, far = ((tmp_path / n).read_text().splitlines()[1:] for n in ("near.csv", "real.csv"))
+    assert [r.rsplit(",", 1)[0] for r in near] == [r.rsplit(",", 1)[0] for r in far]  # the two spaces are one
+    assert [float(r.rsplit(",", 1)[1]) for r in near] == pytest.approx(
+        [float(r.rsplit(",", 1)[1]) for r in far], abs=1e-5
+    )
+
+
+def test_alignment_loss_against_its_formula_and_its_gradient(recognizer):
+    f, saved = train_recognizer.load_recognizer(recognizer, "cpu")
+    torch.manual_seed(0)
+    centres = torch.nn.functional.normalize(torch.randn(5, 128))
+    x0, y, a = torch.rand(4, 1, 16, 16) * 2 - 1, torch.tensor([2, 5, 0, 4]), torch.rand(4, 1, 1, 1)
+    x0.requires_grad_()
+    loss = train_diffusion.alignment_loss(f, saved["config"], centres, 3.0)(x0, y, a)
+    terms = []
+    for i, c in ((0, 2), (2, 0), (3, 4)):  # the second image has no class
+        z = f(x0[i : i + 1])[0]
+        terms.append(float(a[i]) ** 2 * (1 - float(z @ centres[c] / z.norm())))
+    assert float(loss) == pytest.approx(3.0 * sum(terms) / 4, rel=1e-5)
+    loss.backward()
+    assert x0.grad[1].abs().max() == 0 and all(x0.grad[i].abs().max() > 0 for i in (0, 2, 3))
+    with torch.no_grad():  # a small step against the gradient brings the images nearer to their centres
+        better = train_diffusion.alignment_loss(f, saved["config"], centres, 3.0)(x0 - 1e-3 * x0.grad, y, a)
+    assert better < loss
+
+
+def test_alignment_joins_the_training(faces, recognizer, tmp_path):
+    losses = []
+    for w in (0, 5):
+        more = ["--align", w, "--recognizer", recognizer] if w else []
+        succeed(train_diffusion, *argv(faces, tmp_path / str(w), *more))
+        losses.append(json.loads((tmp_path / str(w) / "log.jsonl").read_text().splitlines()[0])["loss"])
+    assert losses[1] > losses[0]  # the same first step, and what alignment adds to it
+
+
+def test_recognisers_that_do_not_fit_the_generator(faces, recognizer, tmp_path, fails):
+    out = tmp_path / "out"
+    fails(train_diffusion.main, argv(faces, out, "--conditions", "frozen"), "--recognizer")
+    fails(train_diffusion.main, argv(faces, out, "--recognizer", recognizer), "--conditions frozen or --align")
+    small = argv(faces, out, "--align", 1, "--recognizer", recognizer, "--size", 32)
+    fails(train_diffusion.main, small, "size 16", "32 here")
+    assert not out.exists()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(faces, tmp_path, fails):
