@@ -3,6 +3,7 @@
     python results/tables.py results/orl
 
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
+        FOLDER/audit/<fold>-<arm>.json: the audit.json of audit.py of the arm's images, where there are any.
 Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png.
 
 Arms are compared on the same folds and seeds. The 95 % intervals resample identities and training seeds: within a fold
@@ -21,9 +22,16 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import stage  # noqa: E402
+from audit import TOLD  # noqa: E402
 
 ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
-        "close": "real + close pairs", "reproduction": "real + reproductions"}  # in the order of the table
+        "close": "real + close pairs", "reproduction": "real + reproductions",
+        "auggen": "real + AugGen (random pairs, condition mix)", "triplet": "real + far triplets",
+        "condition-far": "real + pairs far in the condition space",
+        "condition-close": "real + pairs close in the condition space",
+        "continued": "real + far pairs, continued from real", "mixup": "real with mixup"}  # in the order of the table
+
+MAIN = list(ARMS)[:5]  # the arms that every fold and seed should have
 
 
 def read_rows(folder: Path) -> tuple[dict, str]:
@@ -87,6 +95,21 @@ def table(rows: dict, far: str) -> str:
     return "\n".join(lines)
 
 
+def quality(folder: Path) -> str:
+    """Markdown: what audit.py found in the images of each arm, and in the real images, on the mean of the folds."""
+    found = {}  # arm -> the folds' reports
+    for path in sorted(folder.glob("*.json")):
+        found.setdefault(path.stem.split("-", 1)[1], []).append(json.loads(path.read_text()))
+    arms = [a for a in ARMS if a in found]
+    lines = ["| images | real | " + " | ".join(arms) + " |", "|---" * (len(arms) + 2) + "|"]
+    for name, title in TOLD.items():
+        real = [r[name]["real"] for r in found[arms[0]]]
+        cells = ["" if None in real else f"{np.mean(real):.3f}"]
+        cells += [f"{np.mean([r[name]['mixed'] for r in found[a]]):.3f}" for a in arms]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw_gain(path: Path, rows: dict, far: str) -> None:
     """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
     import matplotlib
@@ -116,13 +139,16 @@ def main(argv=None):
     folder = parser.parse_args(argv).folder
     rows, far = read_rows(folder / "rows")
     folds, seeds = sorted({k[0] for k in rows}), sorted({k[1] for k in rows})
-    missing = [f"{f}-{s}-{a}" for a in ARMS for f in folds for s in seeds if (f, s, a) not in rows]
+    missing = [f"{f}-{s}-{a}" for a in MAIN for f in folds for s in seeds if (f, s, a) not in rows]
     lines = [table(rows, far), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}. In percent: mean over folds ± std "
              "over seeds within a fold; in brackets 95 % intervals that resample identities and seeds."]
     if any(a == "far" for *_, a in rows) and any(a == "close" for *_, a in rows):
         far_close = [np.subtract(*pool(rows, metric, "far", "close")) for metric in ("eer", "miss")]
         lines.append(f"far - close: EER {told(far_close[0])}, 1 - TAR {told(far_close[1])} points.")
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    if (folder / "audit").is_dir():
+        lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds:", "",
+                  quality(folder / "audit")]
     stage.write_atomic(folder / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
     text = io.StringIO(newline="")
     out = csv.writer(text)

@@ -80,6 +80,20 @@ def test_the_table_says_what_the_rows_hold(folder, capsys):
     assert (path / "gain.png").stat().st_size > 5000 and "gain.png" in capsys.readouterr().out
 
 
+def test_the_audits_are_averaged_over_folds(folder):
+    path, _ = folder
+    (path / "audit").mkdir()
+    for fold, arm, mixed in ((0, "far", 0.5), (1, "far", 0.7), (0, "close", 0.8)):
+        report = {name: {"mixed": mixed, "real": 0.9 + fold / 10} for name in tables.TOLD}
+        report["nearer_than_classmates_pixels"]["real"] = None
+        (path / f"audit/{fold}-{arm}.json").write_text(json.dumps(report))
+    succeed(tables, path)
+    lines = (path / "table.md").read_text().splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close |"))
+    assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TOLD)
+    assert lines[-1].endswith("|  | 0.600 | 0.800 |")
+
+
 def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
     path, _ = folder
     write_row(path / "rows", "0-9-real", np.random.default_rng(0), 0.1, impostors=450)
