@@ -1,10 +1,11 @@
 """The sweep over two weights: its objective against loops, its corners, and the pictures."""
 
+import importlib.util
 import json
 
 import numpy as np
 import pytest
-from conftest import SMALL_RECOGNIZER, SMALL_UNET, succeed
+from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET, succeed
 from PIL import Image
 
 import mine_pairs
@@ -66,3 +67,13 @@ def test_bad_combinations(chain, faces, tmp_path, fails):
     fails(sweep.main, [*command(chain, faces, out), "--per-class", "1"], "--per-class")
     fails(sweep.main, [*command(chain, faces, out), "--recognizer", chain / "gen"], "is a generator")
     assert not out.exists()
+
+
+def test_the_pictures_of_the_sampler(chain, tmp_path):
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "results/pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    flags = ["--generator", chain / "gen", "--guide", chain / "gen/model.pt", "--pairs", chain / "pairs.csv"]
+    succeed(pictures, *flags, "--out", tmp_path / "new")
+    sizes = [Image.open(tmp_path / "new" / n).size for n in ("solvers.png", "classes.png", "guidance.png")]
+    assert sizes[0][1] > sizes[2][1] > sizes[1][1]  # 16, 7 and 4 rows

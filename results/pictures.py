@@ -1,0 +1,86 @@
+"""The pictures of the sampler on one generator: solvers and steps, numbers of classes, strengths of guidance.
+
+    R=runs/orl/0; python results/pictures.py --generator $R/generator --guide $R/generator/model-500.pt \\
+                                             --pairs $R/far.csv --out results/orl
+
+Writes  OUT/solvers.png, OUT/classes.png, OUT/guidance.png. All images of a picture start from the same noise.
+"""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import stage  # noqa: E402
+from sample_scoremix import (autoguided, draw_noise, image_generator, load_guide, mixed_denoiser,  # noqa: E402
+                             read_pairs, sample)
+from train_diffusion import Schedule, load_generator, to_uint8  # noqa: E402
+
+
+def show(path: Path, title: str, rows: dict, columns: list[str]) -> None:
+    """A labelled picture: rows is label -> images (H, W, C), one for each column."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.1 * len(columns) + 1, 1.15 * len(rows) + 0.5),
+                                layout="constrained", squeeze=False)
+    for line, (label, images) in zip(axes, rows.items()):
+        for axis, image in zip(line, images):
+            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+            axis.set(xticks=[], yticks=[])
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    for axis, column in zip(axes[0], columns):
+        axis.set_title(column, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    stage.write_atomic(path, lambda p: figure.savefig(p, format="png", dpi=100))
+    plt.close(figure)
+
+
+@stage.command
+def main(argv=None):
+    parser = stage.Parser(__doc__)
+    parser.add_argument("--generator", required=True, metavar="RUN", help="run of train_diffusion.py, or a model.pt")
+    parser.add_argument("--guide", required=True, metavar="MODEL", help="a weaker one, for autoguidance")
+    parser.add_argument("--pairs", required=True, metavar="FILE", help="CSV of mine_pairs.py, two classes a row")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where the pictures go")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    args = parser.parse_args(argv)
+    device, schedule = stage.pick_device(args.device), Schedule()
+    model, saved = load_generator(args.generator, device)
+    weak, _ = load_guide(args.guide, saved, device)
+    config, pairs = saved["config"], read_pairs(args.pairs, saved["classes"])
+    args.out.mkdir(parents=True, exist_ok=True)
+    ids = {c: i for i, c in enumerate(saved["classes"])}
+
+    def draw(mixes, solver="ddpm", steps=25, guidance=1.0, auto=None):
+        """One image of each mix, a tuple of class names, (B, H, W, C); its noise follows from its first class."""
+        noise = [image_generator(0, mix[:1], 0) for mix in mixes]
+        x_T = draw_noise(noise, (config["channels"], config["size"], config["size"]), device)
+        y = torch.tensor([[ids[c] for c in mix] for mix in mixes], device=device)
+        lam = [1 / y.shape[1]] * y.shape[1]
+        denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, guidance, clip=auto is None)
+        if auto is not None:
+            weak_denoise = mixed_denoiser(weak, schedule, config["predict"], y, lam, clip=False)
+            denoise = autoguided(denoise, weak_denoise, auto)
+        return to_uint8(sample(denoise, x_T, schedule, solver, steps, generators=noise))
+    some = [pairs[i] for i in np.linspace(0, len(pairs) - 1, 8).round().astype(int)]
+    names = [" + ".join(mix) for mix in some]
+    rows = {f"{solver} {steps}": draw(some, solver, steps)
+            for solver, steps in itertools.product(("ddim", "ddpm", "dpm++", "heun"), (5, 10, 20, 40))}
+    show(args.out / "solvers.png", "solver and steps (heun: twice the evaluations)", rows, names)
+    classes = list(dict.fromkeys(itertools.chain(*pairs)))  # from the farthest pair on
+    groups = [[classes[(8 * j + i) % len(classes)] for j in range(4)] for i in range(8)]
+    rows = {f"{m} class{'es' if m > 1 else ''}": draw([tuple(g[:m]) for g in groups]) for m in (1, 2, 3, 4)}
+    show(args.out / "classes.png", "mixes of 1 to 4 classes, equal weights", rows, [" ".join(g) for g in groups])
+    rows = {f"guidance {g:g}": draw(some, guidance=g) for g in (1, 1.5, 2, 3)}
+    rows |= {f"autoguidance {w:g}": draw(some, auto=w) for w in (1.5, 2, 3)}
+    show(args.out / "guidance.png", "classifier-free guidance, and autoguidance by an early checkpoint", rows, names)
+    print(f"look at {args.out}/solvers.png, classes.png and guidance.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
