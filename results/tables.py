@@ -4,7 +4,8 @@
 
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
         FOLDER/audit/<fold>-<arm>.json: the audit.json of audit.py of the arm's images, where there are any.
-Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png.
+Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png. An arm called far@5000 is `far` with 5,000
+        steps of the recogniser instead of the default.
 
 Arms are compared on the same folds and seeds. The 95 % intervals resample identities and training seeds: within a fold
 the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same for both arms; then the
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import stage  # noqa: E402
 from audit import TOLD  # noqa: E402
+from train_recognizer import SMALL  # noqa: E402
 
 ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
         "close": "real + close pairs", "reproduction": "real + reproductions",
@@ -95,6 +97,21 @@ def table(rows: dict, far: str) -> str:
     return "\n".join(lines)
 
 
+def by_steps(rows: dict, far: str) -> str:
+    """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows."""
+    arms = [a for a in ARMS if any(b.startswith(a + "@") for *_, b in rows)]
+    counts = sorted({int(b.split("@")[1]) for *_, b in rows if "@" in b} | {SMALL["steps"]})
+    names = {(a, n): a if n == SMALL["steps"] else f"{a}@{n}" for a in arms for n in counts}
+    common = [k for k in {k[:2] for k in rows} if all((*k, name) in rows for name in names.values())]
+    lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
+    lines.append("|---" * (1 + 2 * len(arms)) + "|")
+    for n in counts:
+        cells = [f"{100 * np.mean([rows[*k, names[a, n]][m][0] for k in common]):.1f}"
+                 for a in arms for m in ("eer", "miss")]
+        lines.append(f"| {n:,} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {sorted(common)}."])
+
+
 def quality(folder: Path) -> str:
     """Markdown: what audit.py found in the images of each arm, and in the real images, on the mean of the folds."""
     found = {}  # arm -> the folds' reports
@@ -146,6 +163,8 @@ def main(argv=None):
         far_close = [np.subtract(*pool(rows, metric, "far", "close")) for metric in ("eer", "miss")]
         lines.append(f"far - close: EER {told(far_close[0])}, 1 - TAR {told(far_close[1])} points.")
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    if any("@" in a for *_, a in rows):
+        lines += ["", by_steps(rows, far)]
     if (folder / "audit").is_dir():
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds:", "",
                   quality(folder / "audit")]

@@ -80,6 +80,17 @@ def test_the_table_says_what_the_rows_hold(folder, capsys):
     assert (path / "gain.png").stat().st_size > 5000 and "gain.png" in capsys.readouterr().out
 
 
+def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
+    path, kept = folder
+    rng = np.random.default_rng(1)
+    for fold, arm, level in ((0, "real@100", 0.3), (0, "far@100", 0.2), (1, "far@100", 0.9)):
+        write_row(path / "rows", f"{fold}-0-{arm}", rng, level)
+    succeed(tables, path)
+    text = (path / "table.md").read_text()
+    assert "| 100 | 30.0 | 69.8 | 20.0 | 79.8 |\n| 2,500 | 10.0 | 89.8 | 8.0 | 91.8 |" in text  # fold 0 alone has all
+    assert "Mean of 1 rows each: folds and seeds [(0, 0)]." in text and "| real | 5 |" in text
+
+
 def test_the_audits_are_averaged_over_folds(folder):
     path, _ = folder
     (path / "audit").mkdir()

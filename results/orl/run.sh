@@ -3,7 +3,8 @@
 #
 # A row whose file is in rows/ is not run again, and a stop costs no more than the row that was running. FOLDS, SEEDS and
 # ARMS choose rows, JOBS=2 runs two at once with one thread each (faster than one with two), RUNS moves the working files.
-#   ARMS="auggen triplet condition-far condition-close mixup continued" SEEDS=0 results/orl/run.sh    # the second table
+#   ARMS="auggen triplet condition-far condition-close mixup continued" SEEDS=0 results/orl/run.sh   # more comparisons
+#   ARMS="real@1250 far@1250 real@5000 far@5000" SEEDS=0 results/orl/run.sh                   # other numbers of steps
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PY=${PY:-python3} RUNS=${RUNS:-runs/orl} ROWS=results/orl/rows OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -19,9 +20,10 @@ fold() {  # FOLD: split, mining recogniser, generator, and the mixed folders of 
   local D=$RUNS/$1 mine sample
   need "$D/data/split.json" $PY prepare_data.py orl --fold "$1" --size 32 --out "$D/data"
   need "$D/real-0/model.pt" $PY train_recognizer.py --data "$D/data/train" --size 32 --compile --out "$D/real-0"
-  need "$D/generator/model.pt" $PY train_diffusion.py --data "$D/data/train" --size 32 --out "$D/generator"
+  need "$D/generator/model.pt" $PY train_diffusion.py --data "$D/data/train" --size 32 --keep-every 500 --out "$D/generator"
   for arm in $ARMS; do
     mine=(--recognizer "$D/real-0" --data "$D/data/train") sample=()
+    arm=${arm%@*}
     case $arm in
       real | mixup | continued) continue ;;  # no images of their own
       far) ;;
@@ -45,11 +47,12 @@ row() {  # FOLD SEED ARM: retrain and evaluate
   local D=$RUNS/$1 row=$ROWS/$1-$2-$3
   [ ! -e "$row.json" ] || return 0
   local data=("$D/data/train") train=()
-  case $3 in
+  [[ $3 != *@* ]] || train=(--steps "${3#*@}")
+  case ${3%@*} in
     real) ;;
-    mixup) train=(--mixup 0.2) ;;
-    continued) data+=("$D/far") train=(--init "$D/real-0") ;;
-    *) data+=("$D/$3") ;;
+    mixup) train+=(--mixup 0.2) ;;
+    continued) data+=("$D/far") train+=(--init "$D/real-0") ;;
+    *) data+=("$D/${3%@*}") ;;
   esac
   need "$D/$3-$2/model.pt" \
     $PY train_recognizer.py --data "${data[@]}" --size 32 --seed "$2" --compile "${train[@]}" --out "$D/$3-$2"
