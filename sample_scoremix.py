@@ -6,7 +6,9 @@ Reads   a generator, and a CSV with the columns class_1, class_2, ... (one colum
 Writes  OUT/<class_1>+<class_2>/<index>.png, OUT/manifest.csv, OUT/preview.png (real, reproduced, mixed).
 
 The same command goes on after a stop, and gives the same images on a CPU. Sources: ScoreMix (Rahimi & Marcel 2026,
-Sec. 3); DDPM (Ho et al. 2020); DDIM (Song et al. 2021); classifier-free guidance (Ho & Salimans 2022).
+Sec. 3); DDPM (Ho et al. 2020); DDIM (Song et al. 2021); Heun's method on EDM's noise levels (Karras et al. 2022), which
+the authors used; DPM-Solver++(2M) (Lu et al. 2022); classifier-free guidance (Ho & Salimans 2022); autoguidance
+(Karras et al. 2024); the condition mix of AugGen (Rahimi et al. 2025).
 """
 
 import csv
