@@ -4,11 +4,11 @@
     python alignment.py --generator $R/generator --recognizer $R/real --data $R/data/train --out $R/alignment
 
 Reads   a generator (also its model-STEP.pt of --keep-every, for the curve), a recogniser, the images of the classes.
-Writes  OUT/alignment.json, OUT/cka.png (linear CKA over the generator's training).
+Writes  OUT/table.md, OUT/alignment.json, OUT/cka.png (the measures over the generator's training).
 
-A class is a row in each space: the learned class embedding, and the normalised mean embedding of its images. Measures:
-linear CKA (Kornblith et al. 2019), the same with the unbiased HSIC (Song et al. 2012), CKNNA (Huh et al. 2024), and the
-Spearman correlation of the cosine distances. The control is a recogniser of the same shape that was never trained.
+A class is a row in each space: the class embedding of the generator, and the normalised mean embedding of its images.
+Measures: linear CKA (Kornblith et al. 2019), the same with the unbiased HSIC (Song et al. 2012), CKNNA (Huh et al.
+2024), the Spearman correlation of the cosine distances. The control is a recogniser of the same shape, never trained.
 """
 
 import re
@@ -20,7 +20,7 @@ import torch
 
 import stage
 from train_diffusion import load_generator
-from train_recognizer import IResNet, class_centres, embed, load_recognizer
+from train_recognizer import IResNet, class_centres, embed, load_recognizer, preprocess
 
 
 def parse_args(argv=None):
@@ -77,9 +77,10 @@ def nearest_mask(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def cknna(x: np.ndarray, y: np.ndarray, k: int) -> float:
-    """CKA in which j counts for i only when it is among i's k nearest in BOTH spaces (Huh et al. 2024, Eq. 10).
+    """CKA in which j counts for i only when it is among i's k nearest in BOTH spaces, after Huh et al. 2024.
 
-    The two terms under the root each use their own space's neighbours.
+    The kernels are centred first and masked then, neighbours go by cosine, and the two terms under the root each use
+    their own space's; other implementations differ in these choices, so compare values of one implementation only.
     """
     K, L, near_x, near_y = centred(x), centred(y), nearest_mask(x, k), nearest_mask(y, k)
     own = (K * K)[near_x].sum() * (L * L)[near_y].sum()
@@ -107,6 +108,18 @@ def measures(x: np.ndarray, y: np.ndarray, k: int) -> dict:
 
 
 # -------------------------------------------------------------------------------------------------------------- run
+@torch.no_grad()
+def random_recogniser(config: dict, images: stage.Images, seed: int) -> IResNet:
+    """A recogniser of this config with random weights; its batch norms know the statistics of a batch of the images."""
+    torch.manual_seed(seed)
+    model = IResNet(config["arch"], config["size"], config["channels"])
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.momentum = 1.0
+    model.train()(preprocess(images[torch.randperm(len(images.paths))[:64]], config))
+    return model.eval().requires_grad_(False)
+
+
 def conditions(path, device) -> tuple[np.ndarray, list[str]]:
     """The learned class embeddings (K, dim) of a generator, without the null class, and the classes' names."""
     model, saved = load_generator(path, device)
@@ -143,10 +156,12 @@ def run(args) -> None:
     home = Path(args.generator) if Path(args.generator).is_dir() else Path(args.generator).parent
     kept = {int(m[1]): p for p in home.iterdir() if (m := re.fullmatch(r"model-(\d+)\.pt", p.name))}
     inputs = {"generator": home / "model.pt" if Path(args.generator).is_dir() else args.generator,
-              "recognizer": saved["path"], "data": args.data}
-    out = stage.Run("alignment", args, inputs, {"classes": len(classes), "checkpoints": sorted(kept)})
-    torch.manual_seed(args.seed)
-    untrained = IResNet(config["arch"], config["size"], config["channels"]).eval().requires_grad_(False)
+              "checkpoints": [kept[step] for step in sorted(kept)], "recognizer": saved["path"], "data": args.data}
+    out = stage.Run("alignment", args, inputs, {"classes": len(classes)})
+    if (out.dir / "alignment.json").exists():
+        print((out.dir / "table.md").read_text() + f"already measured: {out.dir}")
+        return
+    untrained = random_recogniser(config, images, args.seed)
     rows = [images.classes.index(c) for c in classes]
     centres = [class_centres(embed(m.to(device), images, config, device).numpy(), images.labels.numpy(),
                              len(images.classes))[rows] for m in (model, untrained)]
@@ -162,10 +177,11 @@ def run(args) -> None:
         lines.append(f"look at {out.dir}/cka.png")
     else:
         lines.append("no curve: train the generator with --keep-every to have one")
+    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
     out.spend(device, images=2 * len(images.paths))
     report = {"neighbours": k, "classes": len(classes), "measures": found, "curve": curve}
     stage.write_json(out.dir / "alignment.json", report)
-    print(*lines, f"wrote {out.dir}/alignment.json", sep="\n")
+    print(*lines, f"wrote {out.dir}/table.md and alignment.json", sep="\n")
 
 
 @stage.command

@@ -21,10 +21,10 @@ import stage
 from train_diffusion import save_grid
 from train_recognizer import class_centres, count_flops, embed, load_recognizer
 
-TOLD = {"consistency": "consistency: mean cosine within a class",
-        "similarity_to_sources": "mean cosine to the centres of the sources (real: to the own centre)",
+TITLES = {"consistency": "consistency: mean cosine within a class",
+        "similarity_to_sources": "mean cosine to the centres of the sources",
         "sources_are_nearest": "share whose nearest centres are the sources",
-        "frechet_distance": "Frechet distance to the real images (real: between two halves)",
+        "frechet_distance": "Frechet distance to half of the real images (real: of the other half)",
         "contrast": "contrast: standard deviation of the pixels, grey levels",
         "distance_to_nearest_embedding": "distance to the nearest training image, embedding, median (real: class-mate)",
         "nearer_than_classmates_embedding": "share nearer to it than its class-mates are, embedding",
@@ -91,6 +91,13 @@ def nearest_classmate(x: torch.Tensor, labels: torch.Tensor, mirrored: torch.Ten
     return found
 
 
+def sources_nearest(z: torch.Tensor, sources: np.ndarray, centres: torch.Tensor, block: int = 4096) -> float:
+    """The share of the images z (N, dim) whose M nearest centres (K, dim) are those of their sources (N, M)."""
+    order = sources.shape[1]
+    best = torch.cat([(part @ centres.T).topk(order).indices for part in z.split(block)])
+    return float((best.sort().values == torch.from_numpy(sources).sort().values).all(1).float().mean())
+
+
 def thumbnails(images: stage.Images, mirror: bool = False) -> torch.Tensor:
     """The images (N, D) as rows of at most 32x32 pixels, scaled so that Euclidean distance is RMS in grey levels."""
     rows = []
@@ -135,6 +142,9 @@ def run(args) -> None:
     config = saved["config"]
     real, made = (stage.Images(d, config["size"], config["channels"]) for d in (args.data, [mixed]))
     k, sources = len(real.classes), read_sources(mixed, made, real.classes)
+    if len(real.paths) < 4 or len(made.paths) < 2 or real.labels.bincount().max() < 2:
+        raise stage.StageError("too few images to compare; at least two mixed ones are needed, and four real ones, "
+                               "two of them of one class")
     out = stage.Run("audit", args, {"recognizer": saved["path"], "data": args.data, "mixed": args.mixed})
     if (out.dir / "audit.json").exists():
         print((out.dir / "table.md").read_text() + f"already audited: {out.dir}")
@@ -145,17 +155,15 @@ def run(args) -> None:
     out.spend(device, images=n, network_evaluations=n * flips, flops=n * flips * count_flops(model, one))
     za, zb, y_real, y_made = z_real.double().numpy(), z_made.double().numpy(), real.labels.numpy(), made.labels.numpy()
     centres = class_centres(za, y_real, k)
-    to_centres = zb @ centres.T  # (N, K)
-    order = sources.shape[1]
-    best = np.sort(np.argsort(-to_centres, axis=1)[:, :order], axis=1)
-    halves = np.array_split(np.random.default_rng(0).permutation(len(za)), 2)
+    shuffle = np.random.default_rng(0).permutation
+    mine, other = np.array_split(za[shuffle(len(za))], 2)  # three samples of equal counts, for equal bias
+    count = min(len(mine), len(other), len(zb))
+    sample = zb[shuffle(len(zb))[:count]]
     report = {  # name -> (the mixed folder, the same for the real images)
         "consistency": (consistency(zb, y_made), consistency(za, y_real)),
-        "similarity_to_sources": (float(np.take_along_axis(to_centres, sources, 1).mean()),
-                                  float((za * centres[y_real]).sum(1).mean())),
-        "sources_are_nearest": (float((best == np.sort(sources, axis=1)).all(1).mean()),
-                                float(((za @ centres.T).argmax(1) == y_real).mean())),
-        "frechet_distance": (frechet_distance(za, zb), frechet_distance(za[halves[0]], za[halves[1]])),
+        "similarity_to_sources": (float(np.einsum("nd,nmd->nm", zb, centres[sources]).mean()), None),
+        "sources_are_nearest": (sources_nearest(z_made, sources, torch.from_numpy(centres).float()), None),
+        "frechet_distance": (frechet_distance(mine[:count], sample), frechet_distance(mine[:count], other[:count])),
         "contrast": (contrast(made), contrast(real))}
     spaces = {"embedding": (z_made, z_real, None),
               "pixels": (thumbnails(made), thumbnails(real), thumbnails(real, mirror=True) if config["flip"] else None)}
@@ -166,12 +174,14 @@ def run(args) -> None:
         mates = nearest_classmate(references, real.labels, mirrored)
         known = mates.isfinite()
         report[f"distance_to_nearest_{space}"] = float(distance.median()), float(mates[known].median())
-        report[f"nearer_than_classmates_{space}"] = float((distance < mates[index])[known[index]].float().mean()), None
-        worst = (distance / mates[index]).argsort()[:10]
+        known = known[index]  # a class of one image has no distance to compare with
+        ratio = torch.where(known, distance / mates[index].clamp_min(1e-6), torch.inf)
+        report[f"nearer_than_classmates_{space}"] = float((ratio[known] < 1).float().mean()), None
+        worst = ratio.argsort()[:10]
         rows += [picture(made, worst), picture(real, index[worst])]
     save_grid(out.dir / "nearest.png", rows)
     lines = ["| | mixed | real |", "|---|---|---|"]
-    lines += [f"| {TOLD[name]} | {made_is:.3f} | {'' if real_is is None else f'{real_is:.3f}'} |"
+    lines += [f"| {TITLES[name]} | {made_is:.3f} | {'' if real_is is None else f'{real_is:.3f}'} |"
               for name, (made_is, real_is) in report.items()]
     lines += ["", f"{len(made.paths)} mixed images of {len(made.classes)} classes, {len(real.paths)} real ones of {k}."]
     stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))

@@ -32,7 +32,8 @@ def parse_args(argv=None):
     g = parser.add_argument_group("inputs and output")
     g.add_argument("--recognizer", metavar="RUN", help="run of train_recognizer.py, or a model.pt")
     g.add_argument("--data", nargs="+", metavar="DIR", help="image folders of the classes to mix")
-    g.add_argument("--generator", metavar="RUN", help="run of train_diffusion.py, for --space condition")
+    g.add_argument("--generator", metavar="RUN", help="run of train_diffusion.py; all that --space condition "
+                   "looks at")
     g.add_argument("--out", required=True, metavar="FILE", help="the pairs file, a CSV")
     g = parser.add_argument_group("mining")
     g.add_argument("--count", type=stage.number(int, 1), metavar="K",

@@ -8,7 +8,8 @@ Reads   a generator, a recogniser, the training images, a pairs file of two clas
 Writes  OUT/sweep.png (the first pair, one noise, all weights), OUT/grid.png (the three measures), OUT/sweep.json.
 
 AugGen (Rahimi et al. 2025) takes the weights (alpha, beta) whose mixes are unlike their sources and like one another:
-they maximise dissimilarity to the sources + similarity within a mix. ScoreMix needs no search, its weights are 1/2.
+they maximise dissimilarity to the sources + similarity within a mix; combinations without one of the sources are shown
+but do not compete. ScoreMix needs no search, its weights are 1/2.
 With --mix score, weights that do not sum to 1 mix x0 (the authors' page shows mid-grey at weights 0 0, as x0 does).
 """
 
@@ -44,6 +45,7 @@ def parse_args(argv=None):
                    help="images of each mix and combination (default: %(default)s)")
     g.add_argument("--solver", choices=["ddim", "ddpm", "heun", "dpm++"], default="ddpm", help="(default: ddpm)")
     g.add_argument("--steps", type=stage.number(int, 1, 1000), default=25, help="of the solver (default: 25)")
+    g.add_argument("--batch", type=stage.number(int, 1), default=50, metavar="B", help="images at once (default: 50)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="of the noise (default: 0)")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     return parser.parse_args(argv)
@@ -106,10 +108,13 @@ def run(args) -> None:
     calls = evaluations(args.solver, args.steps) * len(work) * (2 if args.mix == "score" else 1)
     cells, pictures = {}, []
     for a, b in stage.progress(list(itertools.product(grid, grid)), out.dir.name):
-        noise = [image_generator(args.seed, mix, i) for mix, i in work]  # the same for all weights
-        x_T = draw_noise(noise, shape, device)
-        denoise = mixed_denoiser(generator, schedule, config["predict"], y, [a, b], mix=args.mix)
-        found = to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, generators=noise))  # (N, H, W, C)
+        found = []
+        for part in (slice(i, i + args.batch) for i in range(0, len(work), args.batch)):
+            noise = [image_generator(args.seed, mix, i) for mix, i in work[part]]  # the same for all weights
+            denoise = mixed_denoiser(generator, schedule, config["predict"], y[part], [a, b], mix=args.mix)
+            x_T = draw_noise(noise, shape, device)
+            found.append(to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, generators=noise)))
+        found = np.concatenate(found)  # (N, H, W, C)
         z = embed_batch(model, torch.from_numpy(found).permute(0, 3, 1, 2).to(device), of_model["config"])
         cells[a, b] = objective(z.double().cpu().numpy(), labels, sources)
         pictures.append(found[0])
@@ -117,14 +122,17 @@ def run(args) -> None:
     n = len(grid)
     save_grid(out.dir / "sweep.png", [pictures[i * n:(i + 1) * n] for i in range(n)])
     draw_grids(out.dir / "grid.png", grid, cells)
-    best = max(cells, key=lambda c: sum(cells[c]))
+    mixes_of_both = [c for c in cells if 0 not in c] or list(cells)  # without a source, images are alike for no merit
+    best = max(mixes_of_both, key=lambda c: sum(cells[c]))
     rows = [{"weights": list(c), "dissimilarity": v[0], "similarity": v[1], "sum": sum(v)} for c, v in cells.items()]
     stage.write_json(out.dir / "sweep.json", {"best": list(best), "cells": rows})
     lines = ["| weights | dissimilarity to the sources | similarity within a mix | sum |", "|---|---|---|---|"]
-    for c in sorted(cells, key=lambda c: -sum(cells[c]))[:8]:
+    for c in sorted(mixes_of_both, key=lambda c: -sum(cells[c]))[:8]:
         lines.append(f"| {c[0]:g} {c[1]:g} | {cells[c][0]:.3f} | {cells[c][1]:.3f} | {sum(cells[c]):.3f} |")
-    print(*lines, f"best: --mix {args.mix} --weights {best[0]:g} {best[1]:g}; wrote {out.dir}/sweep.json; look at "
-          f"{out.dir}/sweep.png and grid.png", sep="\n")
+    convex = args.mix == "condition" or abs(sum(best) - 1) < 1e-6 and min(best) >= 0
+    lines.append(f"best: --mix {args.mix} --weights {best[0]:g} {best[1]:g}{'' if convex else ' --nonconvex'}; wrote "
+                 f"{out.dir}/sweep.json; look at {out.dir}/sweep.png and grid.png")
+    print(*lines, sep="\n")
 
 
 @stage.command

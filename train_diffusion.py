@@ -22,7 +22,7 @@ from torch import nn
 
 import stage
 from train_recognizer import (add_common_flags, class_centres, count_flops, embed, fill_defaults, learning_rate,
-                              load_recognizer)
+                              load_recognizer, preprocess)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -260,7 +260,8 @@ def alignment_loss(recognizer: nn.Module, config: dict, centres: torch.Tensor, w
     blurred x0 of high noise; images of the null class are left out.
     """
     def loss(x0, y, a):
-        z = F.normalize(recognizer((x0.clamp(-1, 1) * 127.5 + 127.5 - config["mean"]) / config["std"]))
+        with torch.autocast(x0.device.type, enabled=False):
+            z = F.normalize(recognizer(preprocess(x0.clamp(-1, 1) * 127.5 + 127.5, config)))
         known = y < len(centres)
         cosine = (z * centres[torch.where(known, y, 0)]).sum(1)
         return weight * (a.flatten() ** 2 * known * (1 - cosine)).mean()

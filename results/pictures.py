@@ -3,7 +3,7 @@
     R=runs/orl/0; python results/pictures.py --generator $R/generator --guide $R/generator/model-500.pt \\
                                              --pairs $R/far.csv --out results/orl
 
-Writes  OUT/solvers.png, OUT/classes.png, OUT/guidance.png. All images of a picture start from the same noise.
+Writes  OUT/solvers.png, OUT/classes.png, OUT/guidance.png. The images of a column start from the same noise.
 """
 
 import itertools
@@ -51,7 +51,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     device, schedule = stage.pick_device(args.device), Schedule()
     model, saved = load_generator(args.generator, device)
-    weak, _ = load_guide(args.guide, saved, device)
+    weak, guide = load_guide(args.guide, saved, device)
+    if len(saved["classes"]) < 4:
+        raise stage.StageError(f"{args.generator} has {len(saved['classes'])} classes; mixes of four need four")
     config, pairs = saved["config"], read_pairs(args.pairs, saved["classes"])
     args.out.mkdir(parents=True, exist_ok=True)
     ids = {c: i for i, c in enumerate(saved["classes"])}
@@ -64,7 +66,7 @@ def main(argv=None):
         lam = [1 / y.shape[1]] * y.shape[1]
         denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, guidance, clip=auto is None)
         if auto is not None:
-            weak_denoise = mixed_denoiser(weak, schedule, config["predict"], y, lam, clip=False)
+            weak_denoise = mixed_denoiser(weak, schedule, guide["config"]["predict"], y, lam, clip=False)
             denoise = autoguided(denoise, weak_denoise, auto)
         return to_uint8(sample(denoise, x_T, schedule, solver, steps, generators=noise))
     some = [pairs[i] for i in np.linspace(0, len(pairs) - 1, 8).round().astype(int)]
@@ -73,7 +75,7 @@ def main(argv=None):
             for solver, steps in itertools.product(("ddim", "ddpm", "dpm++", "heun"), (5, 10, 20, 40))}
     show(args.out / "solvers.png", "solver and steps (heun: twice the evaluations)", rows, names)
     classes = list(dict.fromkeys(itertools.chain(*pairs)))  # from the farthest pair on
-    groups = [[classes[(8 * j + i) % len(classes)] for j in range(4)] for i in range(8)]
+    groups = [[classes[(len(classes) // 4 * j + i) % len(classes)] for j in range(4)] for i in range(8)]
     rows = {f"{m} class{'es' if m > 1 else ''}": draw([tuple(g[:m]) for g in groups]) for m in (1, 2, 3, 4)}
     show(args.out / "classes.png", "mixes of 1 to 4 classes, equal weights", rows, [" ".join(g) for g in groups])
     rows = {f"guidance {g:g}": draw(some, guidance=g) for g in (1, 1.5, 2, 3)}

@@ -7,14 +7,15 @@ Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draw
 Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png. An arm called far@5000 is `far` with 5,000
         steps of the recogniser instead of the default.
 
-Arms are compared on the same folds and seeds. The 95 % intervals resample identities and training seeds: within a fold
-the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same for both arms; then the
-mean over the folds.
+Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
+retraining: within a fold the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same
+for both arms; then the mean over the folds, whose draws are shuffled, since one seed made them all.
 """
 
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import stage  # noqa: E402
-from audit import TOLD  # noqa: E402
+from audit import TITLES  # noqa: E402
+from evaluate import measurable  # noqa: E402
 from train_recognizer import SMALL  # noqa: E402
 
 ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
@@ -31,7 +33,8 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "auggen": "real + AugGen (random pairs, condition mix)", "triplet": "real + far triplets",
         "condition-far": "real + pairs far in the condition space",
         "condition-close": "real + pairs close in the condition space",
-        "continued": "real + far pairs, continued from real", "mixup": "real with mixup"}  # in the order of the table
+        "continued": "real + far pairs, continued from real (twice the steps)",
+        "mixup": "real with mixup"}  # in the order of the table
 
 MAIN = list(ARMS)[:5]  # the arms that every fold and seed should have
 
@@ -43,14 +46,17 @@ def read_rows(folder: Path) -> tuple[dict, str]:
     """
     rows, fars = {}, set()
     for path in sorted(folder.glob("*.json")):
-        fold, seed, arm = path.stem.split("-", 2)
+        if not (name := re.fullmatch(r"(\d+)-(\d+)-(.+)", path.stem)):
+            raise stage.StageError(f"{path} is no row; rows are called <fold>-<seed>-<arm>.json")
         entry = json.loads(path.read_text())["models"][0]
         tars, impostors = entry["metrics"].pop("tar_at_far"), entry["counts"]["impostor"]
-        far = min((f for f in tars if float(f) * impostors >= 10 - 1e-9), key=float)
+        far = min(measurable(impostors, 10), key=float, default=None)
+        if far is None:
+            raise stage.StageError(f"{path} has {impostors} impostor pairs, too few for a report; 100 are needed")
         with np.load(path.with_suffix(".npz")) as file:
             draws = dict(zip(file["metrics"].tolist(), file["draws"][0].astype(np.float64)))
         row = {k: np.append(v["value"], draws[k]) for k, v in (entry["metrics"] | {far: tars[far]}).items()}
-        rows[int(fold), int(seed), arm] = row | {"miss": 1 - row.pop(far)}
+        rows[int(name[1]), int(name[2]), name[3]] = row | {"miss": 1 - row.pop(far)}
         fars.add(far)
     if len(fars) != 1:
         raise stage.StageError(f"{folder} holds {'rows of unlike reports' if fars else 'no rows'}; expected one set's")
@@ -58,20 +64,26 @@ def read_rows(folder: Path) -> tuple[dict, str]:
 
 
 def pool(rows: dict, metric: str, *arms: str) -> np.ndarray:
-    """(arms, 1 + draws): a metric of some arms, on the folds and seeds that all of them have; first the values."""
+    """(arms, 1 + draws): a metric of some arms, on the folds and seeds that all of them have; first the values.
+
+    All nan where the arms have no row in common.
+    """
     folds, rng = [], np.random.default_rng(0)
     for fold in sorted({f for f, _, _ in rows}):
         seeds = sorted({s for f, s, _ in rows if all((fold, s, a) in rows for a in arms)})
         if seeds:
             each = np.array([[rows[fold, s, a][metric] for s in seeds] for a in arms])  # (arms, seeds, 1 + draws)
+            each[:, :, 1:] = each[:, :, 1 + rng.permutation(each.shape[2] - 1)]  # the same for all arms and seeds
             drawn = rng.integers(len(seeds), size=each.shape[1:])
             drawn[:, 0] = np.arange(len(seeds))  # the values themselves: every seed once
             folds.append(np.take_along_axis(each, drawn[None], axis=1).mean(1))
-    return np.mean(folds, axis=0)
+    return np.mean(folds, axis=0) if folds else np.full((len(arms), 2), np.nan)
 
 
 def told(x: np.ndarray, unit: str = "") -> str:
     """A difference and its interval, as +1.2 [+0.3, +2.1], of [value, draws], in hundredths."""
+    if np.isnan(x[0]):
+        return ""  # nothing to compare
     low, high = np.nanpercentile(x[1:], [2.5, 97.5])
     return f"{100 * x[0]:+.1f}{unit} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
@@ -88,8 +100,8 @@ def table(rows: dict, far: str) -> str:
         for metric in title:
             of_fold = {f: [rows[k][metric][0] for k in keys if k[0] == f] for f, _, _ in keys}
             mean = np.mean([np.mean(v) for v in of_fold.values()])
-            std = np.sqrt(np.mean([np.var(v, ddof=1) for v in of_fold.values() if len(v) > 1]))
-            cells.append(f"{100 * mean:.1f} ± {100 * std:.1f}")
+            spread = [np.var(v, ddof=1) for v in of_fold.values() if len(v) > 1]
+            cells.append(f"{100 * mean:.1f}" + (f" ± {100 * np.sqrt(np.mean(spread)):.1f}" if spread else ""))
             if metric in ("eer", "miss"):
                 ours, real = pool(rows, metric, arm, "real")
                 cells += ["", ""] if arm == "real" else [told(ours - real), told(1 - ours / real, " %")]
@@ -105,6 +117,8 @@ def by_steps(rows: dict, far: str) -> str:
     common = [k for k in {k[:2] for k in rows} if all((*k, name) in rows for name in names.values())]
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
+    if not common:
+        return "No fold and seed has every number of steps yet."
     for n in counts:
         cells = [f"{100 * np.mean([rows[*k, names[a, n]][m][0] for k in common]):.1f}"
                  for a in arms for m in ("eer", "miss")]
@@ -118,8 +132,10 @@ def quality(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         found.setdefault(path.stem.split("-", 1)[1], []).append(json.loads(path.read_text()))
     arms = [a for a in ARMS if a in found]
+    if not arms:
+        raise stage.StageError(f"{folder} holds no audits of known arms; delete it, or run results/orl/run.sh")
     lines = ["| images | real | " + " | ".join(arms) + " |", "|---" * (len(arms) + 2) + "|"]
-    for name, title in TOLD.items():
+    for name, title in TITLES.items():
         real = [r[name]["real"] for r in found[arms[0]]]
         cells = ["" if None in real else f"{np.mean(real):.3f}"]
         cells += [f"{np.mean([r[name]['mixed'] for r in found[a]]):.3f}" for a in arms]
@@ -140,6 +156,8 @@ def draw_gain(path: Path, rows: dict, far: str) -> None:
             gaps = [100 * (rows[f, s, arm][metric][0] - rows[f, s, "real"][metric][0]) for f, s in pairs]
             axis.scatter(gaps, np.linspace(y + 0.1, y + 0.4, len(gaps)), 12, [f"C{f}" for f, _ in pairs])
             ours, real = pool(rows, metric, arm, "real")
+            if not pairs:
+                continue
             low, high = 100 * np.nanpercentile((ours - real)[1:], [2.5, 97.5])
             axis.plot([low, high], [y, y], "k-", [100 * (ours - real)[0]], [y], "ks")
         axis.axvline(0, color="gray", lw=1)
@@ -158,7 +176,9 @@ def main(argv=None):
     folds, seeds = sorted({k[0] for k in rows}), sorted({k[1] for k in rows})
     missing = [f"{f}-{s}-{a}" for a in MAIN for f in folds for s in seeds if (f, s, a) not in rows]
     lines = [table(rows, far), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}. In percent: mean over folds ± std "
-             "over seeds within a fold; in brackets 95 % intervals that resample identities and seeds."]
+             "over seeds within a fold; in brackets 95 % intervals that resample identities and seeds (with one seed a "
+             "fold, identities alone). A seed is one of the retraining: the recogniser for mining, the generator and "
+             "the images are one of each a fold."]
     if any(a == "far" for *_, a in rows) and any(a == "close" for *_, a in rows):
         far_close = [np.subtract(*pool(rows, metric, "far", "close")) for metric in ("eer", "miss")]
         lines.append(f"far - close: EER {told(far_close[0])}, 1 - TAR {told(far_close[1])} points.")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -18,6 +19,13 @@ SMALL_RECOGNIZER = "--arch small --size 16 --batch 8".split()
 def succeed(module, *argv) -> None:
     """Run a stage in this process; it must end with 0."""
     assert module.main([str(a) for a in argv]) == 0
+
+
+def loud(model) -> None:
+    """Give a generator of a few steps random weights, so that its images depend on classes and weights."""
+    saved, random = torch.load(model, weights_only=True), torch.Generator().manual_seed(0)
+    saved["weights"] = {k: torch.randn(v.shape, generator=random) * 0.3 for k, v in saved["weights"].items()}
+    torch.save(saved, model)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from conftest import SMALL_RECOGNIZER, SMALL_UNET, succeed
 from scipy.stats import spearmanr
 
 import alignment
+import stage
 import train_diffusion
 import train_recognizer
 
@@ -92,6 +93,17 @@ def test_spearman_against_scipy(spaces):
     assert alignment.ranks(tied).tolist() == [4.5, 1, 4.5, 3, 1, 1]
 
 
+@pytest.mark.parametrize("arch", ["small", "ir50"])
+def test_the_untrained_control_is_finite_however_deep(faces, arch):
+    images = stage.Images([faces / "train"], 16)
+    config = {"arch": arch, "size": 16, "channels": 1, "flip": True, "mean": 127.5, "std": 127.5}
+    model = alignment.random_recogniser(config, images, 0)
+    z = train_recognizer.embed(model, images, config, "cpu").numpy()
+    centres = train_recognizer.class_centres(z, images.labels.numpy(), 5)
+    found = alignment.measures(centres, np.random.default_rng(0).normal(size=(5, 8)), 2)
+    assert all(map(np.isfinite, found.values())) and np.std(centres, axis=0).max() > 1e-3  # nor all the same
+
+
 def test_the_script(faces, tmp_path, fails, capsys):
     train, real, gen = faces / "train", tmp_path / "real", tmp_path / "gen"
     succeed(train_recognizer, "--data", train, "--out", real, "--steps", 5, *SMALL_RECOGNIZER)
@@ -104,5 +116,10 @@ def test_the_script(faces, tmp_path, fails, capsys):
     assert x.shape == (5, 32) and classes == ["s11", "s12", "s13", "s14", "s15"]
     assert report["curve"]["4"] == report["measures"]["condition, recogniser"]  # the last checkpoint is the model
     assert "| condition, untrained |" in capsys.readouterr().out
+    succeed(alignment, *command, "--neighbours", 3)
+    assert "already measured" in capsys.readouterr().out
+    fails(alignment.main, [*command, "--neighbours", 2], "holds another run: neighbours differ")
+    (gen / "model-2.pt").write_bytes((gen / "model-4.pt").read_bytes())
+    fails(alignment.main, [*command, "--neighbours", 3], "checkpoints differ")
     fails(alignment.main, command, "5 classes are too few for --neighbours 10")
     fails(alignment.main, [*command[:4], "--data", faces / "test", *command[6:]], "lacks", "s11")

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET, succeed
+from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET, loud, succeed
 from PIL import Image
 
 import mine_pairs
@@ -30,6 +30,7 @@ def chain(faces, tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")
     succeed(train_recognizer, "--data", faces / "train", "--out", out / "real", "--steps", 5, *SMALL_RECOGNIZER)
     succeed(train_diffusion, "--data", faces / "train", "--out", out / "gen", "--steps", 5, *SMALL_UNET)
+    loud(out / "gen/model.pt")
     flags = ["--recognizer", out / "real", "--data", faces / "train"]
     succeed(mine_pairs, *flags, "--count", 3, "--out", out / "pairs.csv")
     succeed(mine_pairs, *flags, "--count", 3, "--order", 3, "--out", out / "three.csv")
@@ -47,9 +48,14 @@ def test_the_script(chain, faces, tmp_path, capsys, mix):
     succeed(sweep, *command(chain, faces, out, "--mix", mix, "--grid", 0, 0.5, 1))
     report = json.loads((out / "sweep.json").read_text())
     sums = {tuple(c["weights"]): c["dissimilarity"] + c["similarity"] for c in report["cells"]}
-    assert len(sums) == 9 and tuple(report["best"]) == max(sums, key=sums.get)
+    both = {w: v for w, v in sums.items() if 0 not in w}  # nothing mixed with nothing does not compete
+    assert len(sums) == 9 and len(both) == 4 and tuple(report["best"]) == max(both, key=both.get)
+    assert len(set(sums.values())) > 5  # the weights do reach the images
     assert all(c["sum"] == pytest.approx(sums[tuple(c["weights"])]) for c in report["cells"])
-    assert f"--mix {mix} --weights {report['best'][0]:g} {report['best'][1]:g}" in capsys.readouterr().out
+    told = f"--mix {mix} --weights {report['best'][0]:g} {report['best'][1]:g}"
+    assert (
+        told + (" --nonconvex" if mix == "score" and sum(report["best"]) != 1 else "") + ";" in capsys.readouterr().out
+    )
     picture = np.asarray(Image.open(out / "sweep.png"))[::6, ::6]
     assert picture.shape == (48, 48) and (out / "grid.png").stat().st_size > 5000
     if mix == "score":  # no class at all: x0 is 0 at every step, and ddpm adds no noise to the last one

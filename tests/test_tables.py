@@ -49,10 +49,11 @@ def test_rows_are_read_and_pooled_as_a_slow_twin_does(folder):
     both = tables.pool(rows, "eer", "close", "real")
     rng, expected = np.random.default_rng(0), np.zeros((2, 51))
     for seeds, fold in (((0, 1), 0), ((0, 1), 1)):  # the seeds that both arms have
+        order = np.append(0, 1 + rng.permutation(50))
         drawn = rng.integers(2, size=(2, 51))
         for a, arm in enumerate(("close", "real")):
             for b in range(51):
-                chosen = [kept[fold, seeds[i if b == 0 else drawn[i, b]], arm][0][b] for i in range(2)]
+                chosen = [kept[fold, seeds[i if b == 0 else drawn[i, b]], arm][0][order[b]] for i in range(2)]
                 expected[a, b] += np.mean(chosen) / 2
     assert np.abs(both - expected).max() < 1e-7
     assert both[:, 0] == pytest.approx([0.12, 0.15])
@@ -91,17 +92,26 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     assert "Mean of 1 rows each: folds and seeds [(0, 0)]." in text and "| real | 5 |" in text
 
 
+def test_arms_without_a_row_in_common_with_real(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for name in ("0-1-far", "0-0-close", "0-0-far@100"):
+        write_row(tmp_path / "rows", name, np.random.default_rng(0), 0.1)
+    succeed(tables, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| real + close pairs | 1 | 10.0 |  |  |" in text and "nan" not in text and "has every number" in text
+
+
 def test_the_audits_are_averaged_over_folds(folder):
     path, _ = folder
     (path / "audit").mkdir()
     for fold, arm, mixed in ((0, "far", 0.5), (1, "far", 0.7), (0, "close", 0.8)):
-        report = {name: {"mixed": mixed, "real": 0.9 + fold / 10} for name in tables.TOLD}
+        report = {name: {"mixed": mixed, "real": 0.9 + fold / 10} for name in tables.TITLES}
         report["nearer_than_classmates_pixels"]["real"] = None
         (path / f"audit/{fold}-{arm}.json").write_text(json.dumps(report))
     succeed(tables, path)
     lines = (path / "table.md").read_text().splitlines()
     head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close |"))
-    assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TOLD)
+    assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TITLES)
     assert lines[-1].endswith("|  | 0.600 | 0.800 |")
 
 
@@ -109,6 +119,14 @@ def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
     path, _ = folder
     write_row(path / "rows", "0-9-real", np.random.default_rng(0), 0.1, impostors=450)
     fails(tables.main, [path], "unlike reports")
+    (path / "rows/0-9-real.json").rename(path / "rows/notes.json")
+    fails(tables.main, [path], "notes.json is no row")
+    write_row(path / "rows", "0-9-real", np.random.default_rng(0), 0.1, impostors=99)
+    (path / "rows/notes.json").unlink()
+    fails(tables.main, [path], "99 impostor pairs")
+    (path / "rows/0-9-real.json").unlink()
+    (path / "audit").mkdir()
+    fails(tables.main, [path], "no audits")
     (tmp_path / "empty/rows").mkdir(parents=True)
     fails(tables.main, [tmp_path / "empty"], "no rows")
 

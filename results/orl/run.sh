@@ -18,14 +18,14 @@ need() {  # FILE COMMAND...: run the command unless the file is there
 
 fold() {  # FOLD: split, mining recogniser, generator, and the mixed folders of the arms
   local D=$RUNS/$1 mine sample
-  need "$D/data/split.json" $PY prepare_data.py orl --fold "$1" --size 32 --out "$D/data"
+  need "$D/data/split.json" $PY prepare_data.py orl ${ORL:+"$ORL"} --fold "$1" --size 32 --out "$D/data"
   need "$D/real-0/model.pt" $PY train_recognizer.py --data "$D/data/train" --size 32 --compile --out "$D/real-0"
   need "$D/generator/model.pt" $PY train_diffusion.py --data "$D/data/train" --size 32 --keep-every 500 --out "$D/generator"
-  for arm in $ARMS; do
+  for arm in ${ARMS/continued/far}; do
     mine=(--recognizer "$D/real-0" --data "$D/data/train") sample=()
     arm=${arm%@*}
     case $arm in
-      real | mixup | continued) continue ;;  # no images of their own
+      real | mixup) continue ;;  # no images of their own
       far) ;;
       random | close) mine+=(--strategy "$arm") ;;
       reproduction) mine+=(--order 1) sample=(--per-class 25) ;;  # as many images as 150 mixes of 5
@@ -33,6 +33,7 @@ fold() {  # FOLD: split, mining recogniser, generator, and the mixed folders of 
       condition-far) mine=(--space condition --generator "$D/generator") ;;
       condition-close) mine=(--space condition --generator "$D/generator" --strategy close) ;;
       auggen) mine+=(--strategy random) sample=(--mix condition --weights 0.7 0.7) ;;
+      *) echo "run.sh: there is no arm $arm" >&2; exit 2 ;;
     esac
     need "$D/$arm.csv" $PY mine_pairs.py "${mine[@]}" --out "$D/$arm.csv"
     need "$D/$arm/manifest.csv" \
