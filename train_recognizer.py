@@ -291,8 +291,9 @@ def run(args) -> None:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         margin = args.margin * min(1, (i + 1) / (MARGIN_WARMUP * args.steps))
         x = augment(preprocess(x, config), args.flip)
-        if args.mixup:  # Zhang et al. 2018, one weight a batch
+        if args.mixup:  # Zhang et al. 2018, one weight a batch, the larger one for the image that y labels
             lam = torch.distributions.Beta(args.mixup, args.mixup).sample().item()
+            lam = max(lam, 1 - lam)
             other = torch.randperm(len(x), device=device)
             x = torch.lerp(x[other], x, lam)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):

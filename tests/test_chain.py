@@ -19,6 +19,7 @@ import train_diffusion
 import train_recognizer
 
 SCRIPTS = ["prepare_data", "train_recognizer", "train_diffusion", "mine_pairs", "sample_scoremix", "evaluate"]
+SCRIPTS += ["audit", "alignment", "sweep"]
 
 
 def test_the_whole_chain(faces, tmp_path, capsys):

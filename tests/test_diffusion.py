@@ -183,9 +183,9 @@ def test_alignment_loss_against_its_formula_and_its_gradient(recognizer):
     loss = train_diffusion.alignment_loss(f, saved["config"], centres, 3.0)(x0, y, a)
     terms = []
     for i, c in ((0, 2), (2, 0), (3, 4)):  # the second image has no class
-        z = f(x0[i : i + 1])[0]
+        z = f(x0[i : i + 1].detach())[0]
         terms.append(float(a[i]) ** 2 * (1 - float(z @ centres[c] / z.norm())))
-    assert float(loss) == pytest.approx(3.0 * sum(terms) / 4, rel=1e-5)
+    assert loss.item() == pytest.approx(3.0 * sum(terms) / 4, rel=1e-5)
     loss.backward()
     assert x0.grad[1].abs().max() == 0 and all(x0.grad[i].abs().max() > 0 for i in (0, 2, 3))
     with torch.no_grad():  # a small step against the gradient brings the images nearer to their centres

@@ -284,7 +284,7 @@ def test_balance_and_mixup_reach_the_training(faces, tmp_path, monkeypatch):
 
 
 def test_mixup_is_the_blend_of_images_and_of_losses(faces, tmp_path, monkeypatch):
-    """One step, with the weight fixed at 0.3: the network sees the blend, and the loss is blended alike."""
+    """One step, with a weight of 0.3 drawn: the network sees the blend, and the loss is blended alike."""
     inputs, losses = [], []
     monkeypatch.setattr(torch.distributions.Beta, "sample", lambda self: torch.tensor(0.3))
     forward, entropy = train_recognizer.IResNet.forward, torch.nn.functional.cross_entropy
@@ -299,10 +299,10 @@ def test_mixup_is_the_blend_of_images_and_of_losses(faces, tmp_path, monkeypatch
     flags = ["--data", faces / "train", "--steps", 1, "--mixup", 1, *SMALL_RECOGNIZER]
     succeed(train_recognizer, "--out", tmp_path / "run", *flags)
     x, blend = kept[-1], inputs[-1]
-    other = next(o for o in orders if len(o) == len(x) and (0.3 * x + 0.7 * x[o] - blend).abs().max() < 1e-6)
+    other = next(o for o in orders if len(o) == len(x) and (0.7 * x + 0.3 * x[o] - blend).abs().max() < 1e-6)
     assert (other != torch.arange(len(x))).any()
     logged = json.loads((tmp_path / "run/log.jsonl").read_text())["loss"]
-    assert logged == pytest.approx(float(0.3 * losses[0] + 0.7 * losses[1]), rel=1e-5)
+    assert logged == pytest.approx(float(0.7 * losses[0] + 0.3 * losses[1]), rel=1e-5)
 
 
 def test_init_takes_the_backbone_and_the_rows_of_shared_classes(faces, tmp_path):
