@@ -302,7 +302,7 @@ def test_mixup_is_the_blend_of_images_and_of_losses(faces, tmp_path, monkeypatch
     other = next(o for o in orders if len(o) == len(x) and (0.7 * x + 0.3 * x[o] - blend).abs().max() < 1e-6)
     assert (other != torch.arange(len(x))).any()
     logged = json.loads((tmp_path / "run/log.jsonl").read_text())["loss"]
-    assert logged == pytest.approx(float(0.7 * losses[0] + 0.3 * losses[1]), rel=1e-5)
+    assert logged == pytest.approx((0.7 * losses[0] + 0.3 * losses[1]).item(), rel=1e-5)
 
 
 def test_init_takes_the_backbone_and_the_rows_of_shared_classes(faces, tmp_path):
