@@ -48,6 +48,8 @@ def parse_args(argv=None):
     g.add_argument("--mix", choices=["score", "condition"], default="score",
                    help="condition: AugGen's, one evaluation under the weighted sum of the class embeddings, with any "
                    "weights, such as 0.7 0.7 (default: score)")
+    g.add_argument("--window", type=stage.number(float, 0, 1e9), nargs=2, metavar=("LOW", "HIGH"),
+                   help="mix only at noise levels s/a from LOW to HIGH, elsewhere class_1 alone (default: everywhere)")
     g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
                    help="classifier-free guidance; 1 is none and costs no evaluation (default: 1)")
     g.add_argument("--guide", metavar="RUN", help="a weaker generator of the same classes, such as a model-STEP.pt of "
@@ -74,6 +76,8 @@ def parse_args(argv=None):
         raise stage.StageError("--guide RUN and --autoguidance W belong together; give both or none")
     if args.dirichlet and args.weights:
         raise stage.StageError("--weights fixes the weights and --dirichlet draws them; give one of the two")
+    if args.window and args.mix == "condition":
+        raise stage.StageError("--window belongs to --mix score; a mix of conditions has no scores to switch")
     if args.eta is None:
         args.eta = float(args.solver == "ddpm")
     return args
@@ -81,14 +85,14 @@ def parse_args(argv=None):
 
 # ---------------------------------------------------------------------------------------------- mixing and sampling
 def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tensor, weights, guidance: float = 1.0,
-                   clip: bool = True, mix: str = "score"):
+                   clip: bool = True, mix: str = "score", window: tuple[float, float] | None = None):
     """The closure `denoise(x_t, t) -> x0` of the mixed score, ScoreMix Sec. 3: one network call for all classes.
 
     y (B, M) long, the M classes of every image; weights (M,), or (B, M) for each image its own. For weights that sum
     to 1, mixing x0, eps, v or the scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score;
     for others (--nonconvex) it is not, and x0 is mixed. Guidance: x0_null + g (x0_mixed - x0_null). The clip, not
-    linear, comes after the mix. mix = "condition" is AugGen's: one evaluation under the weighted sum of the class
-    embeddings (Rahimi et al. 2025).
+    linear, comes after the mix. Outside `window`, noise levels (low, high) of s/a, the first class stands alone.
+    mix = "condition" is AugGen's: one evaluation under the weighted sum of the class embeddings (Rahimi et al. 2025).
     """
     lam = torch.as_tensor(weights, dtype=torch.float32, device=y.device).expand(y.shape)  # (B, M)
     null = torch.full_like(y[:, :1], model.num_classes)
@@ -100,13 +104,18 @@ def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tenso
         conditions = torch.cat([y, null], dim=1) if guided else y
     m, k = lam.shape[1], conditions.shape[1]
     conditions = rearrange(conditions, "b k ... -> (k b) ...")
+    first = torch.eye(m, device=lam.device)[0]  # (m,)
 
     def denoise(x_t, t):
         x, times = repeat(x_t, "b c h w -> (k b) c h w", k=k), t.repeat(k)
         a, s = schedule.at(times)
         x0 = to_x0(predict, model(x, times, conditions).float(), x, a, s)
         x0 = rearrange(x0, "(k b) c h w -> k b c h w", k=k)
-        mixed = torch.einsum("bm,mbchw->bchw", lam, x0[:m])  # s(x,t) = sum_i lam_i s(x,t|y_i)
+        shares = lam
+        if window:
+            sigma = (s / a)[:len(x_t), 0, 0]  # (B, 1)
+            shares = torch.where((window[0] <= sigma) & (sigma <= window[1]), lam, first)
+        mixed = torch.einsum("bm,mbchw->bchw", shares, x0[:m])  # s(x,t) = sum_i lam_i s(x,t|y_i)
         if guided:
             mixed = torch.lerp(x0[m], mixed, guidance)
         return mixed.clamp(-1, 1) if clip else mixed
@@ -279,6 +288,8 @@ def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: in
 def run(args) -> None:
     device, schedule = stage.pick_device(args.device), Schedule()
     model, saved = load_generator(args.generator, device)
+    if args.guidance != 1 and not saved["config"].get("label_dropout", True):
+        raise stage.StageError(f"{args.generator} has no null class (--label-dropout 0), which --guidance needs; use 1")
     fill_defaults(args, SMALL if saved["config"]["size"] <= 64 else LARGE)
     mixes = read_pairs(args.pairs, saved["classes"])
     order = len(mixes[0])
@@ -312,10 +323,11 @@ def run(args) -> None:
         generators = [image_generator(args.seed, mix, index) for mix, index in keys]
         x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
         y = torch.tensor([[ids[c] for c in mix] for mix in names], device=device)
-        denoise = mixed_denoiser(model, schedule, config["predict"], y, shares, args.guidance, not args.guide, args.mix)
+        denoise = mixed_denoiser(model, schedule, config["predict"], y, shares, args.guidance, not args.guide, args.mix,
+                                 args.window)
         if args.guide:
             predict = guide["config"]["predict"]
-            weak_denoise = mixed_denoiser(weak, schedule, predict, y, shares, clip=False, mix=args.mix)
+            weak_denoise = mixed_denoiser(weak, schedule, predict, y, shares, 1.0, False, args.mix, args.window)
             denoise = autoguided(denoise, weak_denoise, args.autoguidance)
         images = to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, args.eta, generators))
         calls = evaluations(args.solver, args.steps) * len(keys)

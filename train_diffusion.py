@@ -29,7 +29,6 @@ SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
              width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=2)
 LARGE = dict(steps=180_000, batch=256, lr=2e-4, ema=0.9999, dropout=0.1,
              width=192, multipliers=[1, 2, 3, 4], blocks=3, attention=[2, 3], patch=1)
-NULL_SHARE = 0.1  # share of the images trained without their class, for classifier-free guidance
 MAX_GRAD_NORM = 1.0
 
 
@@ -46,6 +45,8 @@ def parse_args(argv=None):
     add("lr", float, 0, 1e38, "peak learning rate of AdamW")
     add("ema", float, 0, 1, "decay of the averaged weights, the ones that are kept")
     add("dropout", float, 0, 0.9, "dropout in the residual blocks")
+    g.add_argument("--label-dropout", type=stage.number(float, 0, 0.9), default=0.1, metavar="P",
+                   help="share of the images trained as the null class, for classifier-free guidance (default: 0.1)")
     g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts (default: v)")
     g.add_argument("--align", type=stage.number(float, 0, 1e6), default=0.0, metavar="W",
                    help="weight of a loss that pulls denoised images to the recogniser's class centres (default: 0)")
@@ -323,8 +324,8 @@ def run(args) -> None:
     images = stage.Images(args.data, args.size)
     if len(images.classes) < 2:
         raise stage.StageError(f"only the class {images.classes[0]} in {args.data[0]}; ScoreMix needs at least two")
-    config = {k: getattr(args, k) for k in ("size", "width", "multipliers", "blocks", "attention", "patch", "dropout",
-                                            "predict", "flip")} | {"channels": images.channels, "T": schedule.T}
+    keys = "size width multipliers blocks attention patch dropout predict flip label_dropout".split()
+    config = {k: getattr(args, k) for k in keys} | {"channels": images.channels, "T": schedule.T}
     inputs, more, more_flops = {"data": args.data}, None, 0
     if args.recognizer:
         recognizer, saved = load_recognizer(args.recognizer, device)
@@ -364,7 +365,7 @@ def run(args) -> None:
         x0 = x.float().div(127.5).sub(1).to(memory_format=torch.channels_last)
         if args.flip:
             x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
-        y = torch.where(torch.rand(len(y), device=device) < NULL_SHARE, model.num_classes, y)
+        y = torch.where(torch.rand(len(y), device=device) < args.label_dropout, model.num_classes, y)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):

@@ -108,6 +108,8 @@ def test_pairs_files_of_a_spreadsheet_are_read(generator, tmp_path):
         (["--solver", "ddpm", "--eta", "0.5"], ["--eta"]),
         (["--solver", "heun", "--eta", "0.5"], ["--eta"]),
         (["--weights", "0.5", "0.5", "--dirichlet", "1"], ["--dirichlet", "one of the two"]),
+        (["--window", "0.1", "10", "--mix", "condition"], ["--window", "--mix score"]),
+        (["--window", "0.1"], ["--window"]),
         (["--autoguidance", "2"], ["--guide", "belong together"]),
         (["--guide", "x"], ["--autoguidance", "belong together"]),
         (["--guide", "nowhere", "--autoguidance", "2"], ["nowhere", "missing"]),
@@ -161,6 +163,14 @@ def test_autoguidance_by_an_earlier_checkpoint(generator, faces, tmp_path, fails
     succeed(train_diffusion, "--data", faces / "test", "--out", others, "--steps", 1, *SMALL_UNET)
     flags = ["--guide", others, "--autoguidance", 2]
     fails(sample_scoremix.main, command(run, pairs, tmp_path / "out", *flags), "other classes")
+
+
+def test_guidance_needs_a_null_class(faces, tmp_path, fails):
+    gen = tmp_path / "gen"
+    succeed(train_diffusion, "--data", faces / "train", "--out", gen, "--steps", 1, "--label-dropout", 0, *SMALL_UNET)
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    fails(sample_scoremix.main, command(gen, pairs, tmp_path / "out", "--guidance", "2"), "no null class")
+    succeed(sample_scoremix, *command(gen, pairs, tmp_path / "out", "--window", 0.1, 10))
 
 
 def test_condition_mixing_costs_half(generator, tmp_path):

@@ -241,6 +241,18 @@ def test_every_image_may_have_weights_of_its_own(unet):
             assert (both[i : i + 1] - one).abs().max() < 1e-5
 
 
+def test_outside_the_window_of_noise_levels_the_first_class_stands_alone(unet):
+    schedule, x, y = Schedule(), torch.randn(2, 1, 8, 8), torch.tensor([[0, 2]] * 2)
+    sigma = math.exp(schedule.log_sigma[500])
+    window = mixed_denoiser(unet, schedule, "v", y, [0.3, 0.7], window=(sigma / 2, sigma * 2))
+    mixed = mixed_denoiser(unet, schedule, "v", y, [0.3, 0.7])
+    alone = mixed_denoiser(unet, schedule, "v", y, [1.0, 0.0])
+    for t, inside in ((500, True), (950, False), (50, False)):
+        t = torch.full((2,), t)
+        assert torch.equal(window(x, t), (mixed if inside else alone)(x, t))
+        assert not torch.equal(window(x, t), (alone if inside else mixed)(x, t))
+
+
 def test_dirichlet_weights_follow_from_the_image_alone():
     lam = [sample_scoremix.image_weights(3, ("a", "b"), i, 0.7) for i in range(4000)]
     assert lam[5] == sample_scoremix.image_weights(3, ("a", "b"), 5, 0.7)
