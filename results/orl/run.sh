@@ -4,6 +4,7 @@
 # A row whose file is in rows/ is not run again, and a stop costs no more than the row that was running. FOLDS, SEEDS and
 # ARMS choose rows, JOBS=2 runs two at once with one thread each (faster than one with two), RUNS moves the working files.
 #   ARMS="auggen triplet condition-far condition-close mixup continued" SEEDS=0 results/orl/run.sh   # more comparisons
+#   ARMS="autoguided frozen aligned" FOLDS=0 SEEDS="0 1" results/orl/run.sh                       # other generators
 #   ARMS="real@1250 far@1250 real@5000 far@5000" SEEDS=0 results/orl/run.sh                   # other numbers of steps
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -17,13 +18,13 @@ need() {  # FILE COMMAND...: run the command unless the file is there
 }
 
 fold() {  # FOLD: split, mining recogniser, generator, and the mixed folders of the arms
-  local D=$RUNS/$1 mine sample
+  local D=$RUNS/$1 mine sample train G
   need "$D/data/split.json" $PY prepare_data.py orl ${ORL:+"$ORL"} --fold "$1" --size 32 --out "$D/data"
   need "$D/real-0/model.pt" $PY train_recognizer.py --data "$D/data/train" --size 32 --compile --out "$D/real-0"
   need "$D/generator/model.pt" $PY train_diffusion.py --data "$D/data/train" --size 32 --keep-every 500 --out "$D/generator"
   for arm in ${ARMS/continued/far}; do
-    mine=(--recognizer "$D/real-0" --data "$D/data/train") sample=()
     arm=${arm%@*}
+    mine=(--recognizer "$D/real-0" --data "$D/data/train") sample=() train=()
     case $arm in
       real | mixup) continue ;;  # no images of their own
       far) ;;
@@ -32,12 +33,17 @@ fold() {  # FOLD: split, mining recogniser, generator, and the mixed folders of 
       triplet) mine+=(--order 3) ;;
       condition-far) mine=(--space condition --generator "$D/generator") ;;
       condition-close) mine=(--space condition --generator "$D/generator" --strategy close) ;;
+      autoguided) sample=(--guide "$D/generator/model-500.pt" --autoguidance 1.5) ;;
+      frozen) train=(--conditions frozen --recognizer "$D/real-0") ;;
+      aligned) train=(--align 0.1 --recognizer "$D/real-0") ;;
       auggen) mine+=(--strategy random) sample=(--mix condition --weights 0.7 0.7) ;;
       *) echo "run.sh: there is no arm $arm" >&2; exit 2 ;;
     esac
+    G=$D/generator${train:+-$arm}
+    need "$G/model.pt" $PY train_diffusion.py --data "$D/data/train" --size 32 "${train[@]}" --out "$G"
     need "$D/$arm.csv" $PY mine_pairs.py "${mine[@]}" --out "$D/$arm.csv"
     need "$D/$arm/manifest.csv" \
-      $PY sample_scoremix.py --generator "$D/generator" --pairs "$D/$arm.csv" "${sample[@]}" --out "$D/$arm"
+      $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" "${sample[@]}" --out "$D/$arm"
     need "$D/audit-$arm/audit.json" \
       $PY audit.py --recognizer "$D/real-0" --data "$D/data/train" --mixed "$D/$arm" --out "$D/audit-$arm"
     mkdir -p results/orl/audit && cp "$D/audit-$arm/audit.json" "results/orl/audit/$1-$arm.json"
