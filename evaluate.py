@@ -3,7 +3,7 @@
     python evaluate.py --model runs/demo/real runs/demo/scoremix --data runs/demo/data/test --out runs/demo/report
 
 Reads   recognisers and an image folder whose classes none of them was trained on.
-Writes  OUT/table.md, OUT/results.json, OUT/roc.png, OUT/similarity.png.
+Writes  OUT/table.md, OUT/results.json, OUT/draws.npz (every resample), OUT/roc.png, OUT/similarity.png.
 
 Protocols: verification of all image pairs (AUC, EER, TAR at the FARs that the number of impostor pairs can measure) and
 leave-one-out identification (rank-1). The images of one person are not independent, so the 95 % intervals resample
