@@ -34,7 +34,9 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "condition-far": "real + pairs far in the condition space",
         "condition-close": "real + pairs close in the condition space",
         "continued": "real + far pairs, continued from real (twice the steps)",
-        "mixup": "real with mixup", "autoguided": "real + far pairs, autoguidance 1.5",
+        "mixup": "real with mixup", "dirichlet": "real + far pairs, weights from Dirichlet(2)",
+        "window": "real + far pairs, mixed at noise levels above 0.5 alone",
+        "autoguided": "real + far pairs, autoguidance 1.5",
         "frozen": "real + far pairs, generator with frozen conditions",
         "aligned": "real + far pairs, generator with alignment loss"}  # in the order of the table
 

@@ -3,9 +3,9 @@
 #
 # A row whose file is in rows/ is not run again, and a stop costs no more than the row that was running. FOLDS, SEEDS and
 # ARMS choose rows, JOBS=2 runs two at once with one thread each (faster than one with two), RUNS moves the working files.
-#   ARMS="auggen triplet condition-far condition-close mixup continued" SEEDS=0 results/orl/run.sh   # more comparisons
-#   ARMS="autoguided frozen aligned" FOLDS=0 SEEDS="0 1" results/orl/run.sh                       # other generators
-#   ARMS="real@1250 far@1250 real@5000 far@5000" SEEDS=0 results/orl/run.sh                   # other numbers of steps
+#   ARMS="auggen triplet condition-far condition-close continued mixup dirichlet window" SEEDS=0 results/orl/run.sh
+#   ARMS="autoguided frozen aligned" FOLDS=0 SEEDS="0 1" results/orl/run.sh
+#   ARMS="real@1250 far@1250 real@5000 far@5000" SEEDS=0 results/orl/run.sh    # other numbers of steps
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PY=${PY:-python3} RUNS=${RUNS:-runs/orl} ROWS=results/orl/rows OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -33,6 +33,8 @@ fold() {  # FOLD: split, mining recogniser, generator, and the mixed folders of 
       triplet) mine+=(--order 3) ;;
       condition-far) mine=(--space condition --generator "$D/generator") ;;
       condition-close) mine=(--space condition --generator "$D/generator" --strategy close) ;;
+      dirichlet) sample=(--dirichlet 2) ;;
+      window) sample=(--window 0.5 1e9) ;;
       autoguided) sample=(--guide "$D/generator/model-500.pt" --autoguidance 1.5) ;;
       frozen) train=(--conditions frozen --recognizer "$D/real-0") ;;
       aligned) train=(--align 0.1 --recognizer "$D/real-0") ;;
