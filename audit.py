@@ -3,7 +3,8 @@
     R=runs/demo; python audit.py --recognizer $R/real --data $R/data/train --mixed $R/mixed --out $R/audit
 
 Reads   a recogniser, the images that it and the generator were trained on, and a folder of sample_scoremix.py.
-Writes  OUT/table.md, OUT/audit.json, OUT/nearest.png (the images nearest to a training image, beside that image).
+Writes  OUT/table.md, OUT/audit.json, OUT/nearest.csv (the nearest training image of every mixed one, in both spaces),
+        OUT/nearest.png (the mixed images nearest to a training image, above that image: by embedding, by pixels).
 
 Nothing from outside is used: the Frechet distance (Heusel et al. 2017) is taken in the embedding space of the project's
 own recogniser, so it compares mixes of one data set, and says nothing across data sets.
@@ -121,6 +122,15 @@ def picture(images: stage.Images, index: torch.Tensor) -> list[np.ndarray]:
     return list(images[index].permute(0, 2, 3, 1).numpy())
 
 
+def write_nearest(path: Path, columns: dict) -> None:
+    """A CSV, a row a mixed image; times_classmates: its distance over that of the training image to its class-mate."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        for row in zip(*columns.values()):
+            table.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in row])
+
+
 def read_sources(mixed: Path, images: stage.Images, classes: list[str]) -> np.ndarray:
     """The source classes (N, M) of each image, as indices into `classes`, from the folder's manifest."""
     ids = {c: i for i, c in enumerate(classes)}
@@ -167,7 +177,7 @@ def run(args) -> None:
         "contrast": (contrast(made), contrast(real))}
     spaces = {"embedding": (z_made, z_real, None),
               "pixels": (thumbnails(made), thumbnails(real), thumbnails(real, mirror=True) if config["flip"] else None)}
-    rows = []
+    rows, columns = [], {"path": [p.relative_to(mixed).as_posix() for p in made.paths]}
     for space, (queries, references, mirrored) in spaces.items():
         distance, index = nearest(queries, references if mirrored is None else torch.cat([references, mirrored]))
         index %= len(references)
@@ -178,8 +188,11 @@ def run(args) -> None:
         ratio = torch.where(known, distance / mates[index].clamp_min(1e-6), torch.inf)
         report[f"nearer_than_classmates_{space}"] = float((ratio[known] < 1).float().mean()), None
         worst = ratio.argsort()[:10]
+        columns |= {f"nearest_{space}": [str(real.paths[i]) for i in index], f"distance_{space}": distance.tolist(),
+                    f"times_classmates_{space}": ratio.tolist()}
         rows += [picture(made, worst), picture(real, index[worst])]
     save_grid(out.dir / "nearest.png", rows)
+    stage.write_atomic(out.dir / "nearest.csv", lambda p: write_nearest(p, columns))
     lines = ["| | mixed | real |", "|---|---|---|"]
     lines += [f"| {TITLES[name]} | {made_is:.3f} | {'' if real_is is None else f'{real_is:.3f}'} |"
               for name, (made_is, real_is) in report.items()]

@@ -101,6 +101,13 @@ def test_planted_copies_are_found_and_shown(chain, faces, tmp_path, capsys):
     for i in range(4):
         made, real = (r[:, i * 16 : i * 16 + 16] for r in row)
         assert np.array_equal(made[:, ::-1], real)
+    rows = list(csv.DictReader(open(out / "nearest.csv")))
+    assert [r["path"] for r in rows] == [f"{c}/{i}.png" for c in ("s11+s12", "s13+s14") for i in range(4)]
+    for i in range(4):  # the mirrored copies, in both spaces
+        original = str(faces / f"train/s11/{i + 1}.png")
+        assert rows[i]["nearest_pixels"] == rows[i]["nearest_embedding"] == original
+        assert float(rows[i]["distance_pixels"]) < 0.01 and float(rows[i]["times_classmates_embedding"]) < 0.05
+        assert float(rows[4 + i]["times_classmates_pixels"]) > 1
     table = (out / "table.md").read_text()
     assert "8 mixed images of 2 classes, 30 real ones of 5" in table and table in capsys.readouterr().out
     succeed(audit, *arguments(chain, faces, out))
