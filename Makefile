@@ -1,4 +1,4 @@
-# make demo: the whole method on the AT&T faces.   make test: all the tests.   make results-orl: the table of README.md.
+# make demo: the whole method on the AT&T faces.   make test: all the tests.   make results-orl: more rows.
 # PY=python3 uses an environment that you have and installs nothing. Otherwise one is made, which VENV=DIR moves; it is
 # keyed by requirements.txt, so a changed requirement makes a new one. ORL=DIR reads the faces from DIR.
 
@@ -32,7 +32,7 @@ demo: $(RUNS)/report/results.json
 test: | $(ENV)
 	$(PY) -m pytest -q tests
 
-results-orl: | $(ENV)  # the rows of results/orl that are not there yet; an hour and a half on two cores for all
+results-orl: | $(ENV)  # rows of the five main arms that are not there yet; an hour on two cores
 	PY=$(PY) results/orl/run.sh
 
 clean:

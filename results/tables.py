@@ -165,7 +165,7 @@ def draw_gain(path: Path, rows: dict, far: str) -> None:
             low, high = 100 * np.nanpercentile((ours - real)[1:], [2.5, 97.5])
             axis.plot([low, high], [y, y], "k-", [100 * (ours - real)[0]], [y], "ks")
         axis.axvline(0, color="gray", lw=1)
-        axis.set(title=title, xlabel="points, left is fewer errors than real alone",
+        axis.set(title=title, xlabel="points; left: fewer errors",
                  yticks=range(len(arms)), yticklabels=[ARMS[a] for a in arms])
     stage.write_atomic(path, lambda p: figure.savefig(p, format="png", dpi=120))
     plt.close(figure)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Every row of results/orl/table.md, by documented commands only; `make results-orl` calls it.
+# The rows of results/orl/table.md, by documented commands only: of the five main arms with seeds 0 to 4 as it stands
+# (`make results-orl`), of the others with the variables below.
 #
-# A row whose file is in rows/ is not run again, and a stop costs no more than the row that was running. FOLDS, SEEDS and
-# ARMS choose rows, JOBS=2 runs two at once with one thread each (faster than one with two), RUNS moves the working files.
+# A row whose file is in rows/ is not run again, and a stop costs no more than the row that was running. FOLDS, SEEDS
+# and ARMS choose rows, JOBS=2 runs two at once with one thread each, RUNS moves the working files.
 #   ARMS="auggen triplet condition-far condition-close continued mixup dirichlet window" SEEDS=0 results/orl/run.sh
 #   ARMS="autoguided frozen aligned" FOLDS=0 SEEDS="0 1" results/orl/run.sh
 #   ARMS="real@1250 far@1250 real@5000 far@5000" SEEDS=0 results/orl/run.sh    # other numbers of steps
@@ -21,8 +22,9 @@ fold() {  # FOLD: split, mining recogniser, generator, and the mixed folders of 
   local D=$RUNS/$1 mine sample train G
   need "$D/data/split.json" $PY prepare_data.py orl ${ORL:+"$ORL"} --fold "$1" --size 32 --out "$D/data"
   need "$D/real-0/model.pt" $PY train_recognizer.py --data "$D/data/train" --size 32 --compile --out "$D/real-0"
-  need "$D/generator/model.pt" $PY train_diffusion.py --data "$D/data/train" --size 32 --keep-every 500 --out "$D/generator"
-  for arm in ${ARMS/continued/far}; do
+  need "$D/generator/model.pt" \
+    $PY train_diffusion.py --data "$D/data/train" --size 32 --keep-every 500 --out "$D/generator"
+  for arm in ${ARMS//continued/far}; do
     arm=${arm%@*}
     mine=(--recognizer "$D/real-0" --data "$D/data/train") sample=() train=()
     case $arm in
