@@ -138,7 +138,8 @@ def quality(folder: Path) -> str:
     arms = [a for a in ARMS if a in found]
     if not arms:
         raise stage.StageError(f"{folder} holds no audits of known arms; delete it, or run results/orl/run.sh")
-    lines = ["| images | real | " + " | ".join(arms) + " |", "|---" * (len(arms) + 2) + "|"]
+    heads = [a if len(found[a]) == max(map(len, found.values())) else f"{a} ({len(found[a])} fold)" for a in arms]
+    lines = ["| images | real | " + " | ".join(heads) + " |", "|---" * (len(arms) + 2) + "|"]
     for name, title in TITLES.items():
         real = [r[name]["real"] for r in found[arms[0]]]
         cells = ["" if None in real else f"{np.mean(real):.3f}"]
@@ -190,7 +191,8 @@ def main(argv=None):
     if any("@" in a for *_, a in rows):
         lines += ["", by_steps(rows, far)]
     if (folder / "audit").is_dir():
-        lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds:", "",
+        lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds (of all, where "
+                  "no number is given):", "",
                   quality(folder / "audit")]
     stage.write_atomic(folder / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
     text = io.StringIO(newline="")

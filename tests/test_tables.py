@@ -110,7 +110,7 @@ def test_the_audits_are_averaged_over_folds(folder):
         (path / f"audit/{fold}-{arm}.json").write_text(json.dumps(report))
     succeed(tables, path)
     lines = (path / "table.md").read_text().splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close |"))
+    head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close (1 fold) |"))
     assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TITLES)
     assert lines[-1].endswith("|  | 0.600 | 0.800 |")
 
