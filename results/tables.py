@@ -191,8 +191,7 @@ def main(argv=None):
     if any("@" in a for *_, a in rows):
         lines += ["", by_steps(rows, far)]
     if (folder / "audit").is_dir():
-        lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds (of all, where "
-                  "no number is given):", "",
+        lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds:", "",
                   quality(folder / "audit")]
     stage.write_atomic(folder / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
     text = io.StringIO(newline="")
