@@ -20,7 +20,7 @@ import torch
 
 import stage
 from train_diffusion import load_generator
-from train_recognizer import IResNet, class_centres, embed, load_recognizer, preprocess
+from train_recognizer import IResNet, centres_of, load_recognizer, preprocess
 
 
 def parse_args(argv=None):
@@ -66,10 +66,15 @@ def unbiased_cka(x: np.ndarray, y: np.ndarray) -> float:
     return unbiased_hsic(K, L) / np.sqrt(unbiased_hsic(K, K) * unbiased_hsic(L, L))
 
 
+def cosines(x: np.ndarray) -> np.ndarray:
+    """The cosines (n, n) of all pairs of rows of x (n, dim)."""
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    return x @ x.T
+
+
 def nearest_mask(x: np.ndarray, k: int) -> np.ndarray:
     """(n, n) bool: is j among the k nearest of i by cosine, i itself left out?"""
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    similarity = x @ x.T
+    similarity = cosines(x)
     np.fill_diagonal(similarity, -np.inf)
     mask = np.zeros(similarity.shape, bool)
     np.put_along_axis(mask, np.argsort(-similarity, axis=1, kind="stable")[:, :k], True, axis=1)
@@ -96,11 +101,7 @@ def ranks(values: np.ndarray) -> np.ndarray:
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Spearman correlation of the cosine similarities of all pairs of rows of x (n, p) and of y (n, q)."""
     pairs = np.triu_indices(len(x), 1)
-    similarities = []
-    for v in (x, y):
-        v = v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12)
-        similarities.append(ranks((v @ v.T)[pairs]))
-    return float(np.corrcoef(*similarities)[0, 1])
+    return float(np.corrcoef(*(ranks(cosines(v)[pairs]) for v in (x, y)))[0, 1])
 
 
 def measures(x: np.ndarray, y: np.ndarray, k: int) -> dict:
@@ -163,8 +164,7 @@ def run(args) -> None:
         return
     untrained = random_recogniser(config, images, args.seed)
     rows = [images.classes.index(c) for c in classes]
-    centres = [class_centres(embed(m.to(device), images, config, device).numpy(), images.labels.numpy(),
-                             len(images.classes))[rows] for m in (model, untrained)]
+    centres = [centres_of(m.to(device), images, config, device)[rows] for m in (model, untrained)]
     k = args.neighbours
     found = {"condition, recogniser": measures(x, centres[0], k), "condition, untrained": measures(x, centres[1], k),
              "recogniser, untrained": measures(*centres, k)}

@@ -99,15 +99,14 @@ def sources_nearest(z: torch.Tensor, sources: np.ndarray, centres: torch.Tensor,
     return float((best.sort().values == torch.from_numpy(sources).sort().values).all(1).float().mean())
 
 
-def thumbnails(images: stage.Images, mirror: bool = False) -> torch.Tensor:
-    """The images (N, D) as rows of at most 32x32 pixels, scaled so that Euclidean distance is RMS in grey levels."""
-    rows = []
+def thumbnails(images: stage.Images) -> torch.Tensor:
+    """The images (N, C, H, W) at most 32x32, scaled so that Euclidean distance is RMS in grey levels."""
+    small = []
     for index in torch.arange(len(images.paths)).split(256):
         x = images[index].float()
-        x = F.interpolate(x, size=THUMBNAIL, mode="area") if x.shape[-1] > THUMBNAIL else x
-        x = (x.flip(3) if mirror else x).flatten(1)
-        rows.append(x / x.shape[1] ** 0.5)
-    return torch.cat(rows)
+        small.append(F.interpolate(x, size=THUMBNAIL, mode="area") if x.shape[-1] > THUMBNAIL else x)
+    small = torch.cat(small)
+    return small / small[0].numel() ** 0.5
 
 
 def contrast(images: stage.Images) -> float:
@@ -175,8 +174,9 @@ def run(args) -> None:
         "sources_are_nearest": (sources_nearest(z_made, sources, torch.from_numpy(centres).float()), None),
         "frechet_distance": (frechet_distance(mine[:count], sample), frechet_distance(mine[:count], other[:count])),
         "contrast": (contrast(made), contrast(real))}
-    spaces = {"embedding": (z_made, z_real, None),
-              "pixels": (thumbnails(made), thumbnails(real), thumbnails(real, mirror=True) if config["flip"] else None)}
+    small = thumbnails(real)
+    mirrored = small.flip(3).flatten(1) if config["flip"] else None
+    spaces = {"embedding": (z_made, z_real, None), "pixels": (thumbnails(made).flatten(1), small.flatten(1), mirrored)}
     rows, columns = [], {"path": [p.relative_to(mixed).as_posix() for p in made.paths]}
     for space, (queries, references, mirrored) in spaces.items():
         distance, index = nearest(queries, references if mirrored is None else torch.cat([references, mirrored]))

@@ -21,7 +21,7 @@ import torch
 
 import stage
 from train_diffusion import load_generator
-from train_recognizer import class_centres, count_flops, embed, load_recognizer
+from train_recognizer import centres_of, count_flops, load_recognizer
 
 SMALL_COUNT, LARGE_COUNT = 5, 4 / 3  # mixes for every class: few classes of small images need more new ones
 MOST_MIXES = 100_000_000  # candidates that are enumerated and sorted at once: all pairs of 14,000 classes
@@ -162,8 +162,7 @@ def run(args) -> None:
     max_uses = args.max_uses or math.ceil(m * count / k) + 1
     cost = {"device": str(device), "images": 0, "network_evaluations": 0, "flops": 0}
     if args.space == "embedding":
-        z = embed(model, images, saved["config"], device).numpy()
-        centres = class_centres(z, images.labels.numpy(), k)
+        centres = centres_of(model, images, saved["config"], device)
         n = len(images.paths) * (1 + saved["config"]["flip"])
         one = torch.zeros(1, images.channels, images.size, images.size, device=device)
         cost |= {"images": len(images.paths), "network_evaluations": n, "flops": n * count_flops(model, one)}

@@ -28,6 +28,7 @@ import stage
 from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8, to_x0
 from train_recognizer import count_flops, fill_defaults
 
+SOLVERS = ["ddim", "ddpm", "heun", "dpm++"]
 SMALL, LARGE = dict(per_class=5, steps=25), dict(per_class=15, steps=50)  # defaults by the generator's size
 
 
@@ -57,7 +58,7 @@ def parse_args(argv=None):
     g.add_argument("--autoguidance", type=stage.number(float, 0, 100), metavar="W",
                    help="autoguidance away from --guide; 1 is none")
     g = parser.add_argument_group("solver")
-    g.add_argument("--solver", choices=["ddim", "ddpm", "heun", "dpm++"], default="ddpm",
+    g.add_argument("--solver", choices=SOLVERS, default="ddpm",
                    help="ddpm is ddim with --eta 1; heun and dpm++ (2M) are of second order (default: ddpm)")
     g.add_argument("--steps", type=stage.number(int, 1, 1000), help="each evaluates every class of the mix once, with "
                    f"heun twice (default: {SMALL['steps']} up to 64 pixels, {LARGE['steps']} above)")
@@ -237,6 +238,10 @@ def image_generator(seed: int, mix: tuple[str, ...], index: int) -> torch.Genera
     return torch.Generator().manual_seed(stage.seed_of("image", seed, *mix, index))
 
 
+def convex(weights) -> bool:
+    return min(weights) >= 0 and abs(sum(weights) - 1) <= 1e-6
+
+
 def image_weights(seed: int, mix: tuple[str, ...], index: int, alpha: float) -> list[float]:
     """The weights of one image, from Dirichlet(alpha, ...): like its noise a function of (seed, names, index) alone."""
     rng = np.random.default_rng(stage.seed_of("weights", seed, *mix, index))
@@ -296,7 +301,7 @@ def run(args) -> None:
     weights = args.weights or [1 / order] * order
     if len(weights) != order:
         raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
-    if args.mix == "score" and not args.nonconvex and (min(weights) < 0 or abs(sum(weights) - 1) > 1e-6):
+    if args.mix == "score" and not args.nonconvex and not convex(weights):
         raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be "
                                f"1, not {sum(weights):g}; --nonconvex allows it")
     folder = {mix: folder_name(mix) for mix in mixes}

@@ -22,9 +22,10 @@ import torch
 
 import stage
 from audit import consistency
-from sample_scoremix import draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs, sample
+from sample_scoremix import (SOLVERS, convex, draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs,
+                             sample)
 from train_diffusion import Schedule, load_generator, save_grid, to_uint8
-from train_recognizer import class_centres, count_flops, embed, embed_batch, load_recognizer
+from train_recognizer import centres_of, count_flops, embed_batch, load_recognizer
 
 
 def parse_args(argv=None):
@@ -43,7 +44,7 @@ def parse_args(argv=None):
     g.add_argument("--mixes", type=stage.number(int, 1), default=8, help="first pairs of the file (default: 8)")
     g.add_argument("--per-class", type=stage.number(int, 2), default=4, metavar="N",
                    help="images of each mix and combination (default: %(default)s)")
-    g.add_argument("--solver", choices=["ddim", "ddpm", "heun", "dpm++"], default="ddpm", help="(default: ddpm)")
+    g.add_argument("--solver", choices=SOLVERS, default="ddpm", help="(default: ddpm)")
     g.add_argument("--steps", type=stage.number(int, 1, 1000), default=25, help="of the solver (default: 25)")
     g.add_argument("--batch", type=stage.number(int, 1), default=50, metavar="B", help="images at once (default: 50)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="of the noise (default: 0)")
@@ -95,9 +96,7 @@ def run(args) -> None:
     if (out.dir / "sweep.json").exists():
         print(f"already swept: {out.dir}")
         return
-    z_real = embed(model, images, of_model["config"], device).numpy()
-    centres = class_centres(z_real, images.labels.numpy(), len(images.classes))
-    of_class = {c: centres[i] for i, c in enumerate(images.classes)}
+    of_class = dict(zip(images.classes, centres_of(model, images, of_model["config"], device)))
     work = [(mix, i) for mix in mixes for i in range(args.per_class)]
     sources = np.array([[of_class[c] for c in mix] for mix, _ in work])  # (N, 2, dim)
     labels = np.repeat(np.arange(len(mixes)), args.per_class)
@@ -129,8 +128,8 @@ def run(args) -> None:
     lines = ["| weights | dissimilarity to the sources | similarity within a mix | sum |", "|---|---|---|---|"]
     for c in sorted(mixes_of_both, key=lambda c: -sum(cells[c]))[:8]:
         lines.append(f"| {c[0]:g} {c[1]:g} | {cells[c][0]:.3f} | {cells[c][1]:.3f} | {sum(cells[c]):.3f} |")
-    convex = args.mix == "condition" or abs(sum(best) - 1) < 1e-6 and min(best) >= 0
-    lines.append(f"best: --mix {args.mix} --weights {best[0]:g} {best[1]:g}{'' if convex else ' --nonconvex'}; wrote "
+    more = "" if args.mix == "condition" or convex(best) else " --nonconvex"
+    lines.append(f"best: --mix {args.mix} --weights {best[0]:g} {best[1]:g}{more}; wrote "
                  f"{out.dir}/sweep.json; look at {out.dir}/sweep.png and grid.png")
     print(*lines, sep="\n")
 

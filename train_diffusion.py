@@ -21,8 +21,8 @@ from PIL import Image
 from torch import nn
 
 import stage
-from train_recognizer import (add_common_flags, class_centres, count_flops, embed, fill_defaults, learning_rate,
-                              load_recognizer, preprocess)
+from train_recognizer import (add_common_flags, centres_of, count_flops, fill_defaults, learning_rate, load_recognizer,
+                              preprocess)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -334,8 +334,7 @@ def run(args) -> None:
             raise stage.StageError(f"--recognizer {args.recognizer} has {differ[0]} {saved['config'][differ[0]]}, but "
                                    f"{differ[0]} is {config[differ[0]]} here")
         inputs["recognizer"] = saved["path"]
-        z = embed(recognizer, images, saved["config"], device).numpy()
-        centres = torch.from_numpy(class_centres(z, images.labels.numpy(), len(images.classes))).float()
+        centres = torch.from_numpy(centres_of(recognizer, images, saved["config"], device)).float()
         if args.align:
             more = alignment_loss(recognizer, saved["config"], centres.to(device), args.align)
             more_flops = count_flops(recognizer, torch.zeros(1, images.channels, args.size, args.size, device=device))

@@ -242,6 +242,12 @@ def class_centres(z: np.ndarray, labels: np.ndarray, num_classes: int) -> np.nda
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
+def centres_of(model: IResNet, images: stage.Images, config: dict, device) -> np.ndarray:
+    """The centres (K, dim), float64, of the classes of an image set in a recogniser's embedding space."""
+    z = embed(model, images, config, device)
+    return class_centres(z.numpy(), images.labels.numpy(), len(images.classes))
+
+
 def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: dict, config: dict) -> int:
     """Copy a saved recogniser's backbone, and its head rows for classes of the same name; the number of those rows."""
     differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]

@@ -160,9 +160,9 @@ def draw_gain(path: Path, rows: dict, far: str) -> None:
             pairs = sorted((f, s) for f, s, a in rows if a == arm and (f, s, "real") in rows)
             gaps = [100 * (rows[f, s, arm][metric][0] - rows[f, s, "real"][metric][0]) for f, s in pairs]
             axis.scatter(gaps, np.linspace(y + 0.1, y + 0.4, len(gaps)), 12, [f"C{f}" for f, _ in pairs])
-            ours, real = pool(rows, metric, arm, "real")
             if not pairs:
                 continue
+            ours, real = pool(rows, metric, arm, "real")
             low, high = 100 * np.nanpercentile((ours - real)[1:], [2.5, 97.5])
             axis.plot([low, high], [y, y], "k-", [100 * (ours - real)[0]], [y], "ks")
         axis.axvline(0, color="gray", lw=1)

@@ -125,7 +125,7 @@ def test_reproductions_are_measured_against_their_own_class(chain, faces, tmp_pa
     model, saved = train_recognizer.load_recognizer(chain / "real", "cpu")
     real, made = (stage.Images([d], 16, 1) for d in (faces / "train", mixed))
     z = [train_recognizer.embed(model, i, saved["config"], "cpu").double().numpy() for i in (real, made)]
-    centres = mine_pairs.class_centres(z[0], real.labels.numpy(), 5)
+    centres = train_recognizer.class_centres(z[0], real.labels.numpy(), 5)
     own = [z[1][i] @ centres[real.classes.index(p.parent.name)] for i, p in enumerate(made.paths)]
     assert figures["similarity_to_sources"]["mixed"] == pytest.approx(np.mean(own), abs=1e-6)
     found = [real.classes[int((centres @ z[1][i]).argmax())] == p.parent.name for i, p in enumerate(made.paths)]

@@ -16,7 +16,7 @@ import mine_pairs
 import stage
 import train_diffusion
 import train_recognizer
-from mine_pairs import class_centres, mine
+from mine_pairs import mine
 
 
 def unit(k, dim=6, seed=0):
@@ -146,7 +146,7 @@ def test_too_many_pairs_are_refused(monkeypatch):
 
 def test_centres_are_normalised_means():
     z = np.array([[1.0, 0], [0, 1], [0, -1]])
-    assert np.allclose(class_centres(z, np.array([0, 0, 1]), 2), [[math.sqrt(0.5)] * 2, [0, -1]])
+    assert np.allclose(train_recognizer.class_centres(z, np.array([0, 0, 1]), 2), [[math.sqrt(0.5)] * 2, [0, -1]])
 
 
 # ---------------------------------------------------------------------------------------------------- the command
