@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import stage
+from report import pyplot, save_figure
 from train_diffusion import load_generator
 from train_recognizer import IResNet, centres_of, load_recognizer, preprocess
 
@@ -129,17 +130,13 @@ def conditions(path, device) -> tuple[np.ndarray, list[str]]:
 
 def draw_curve(path: Path, curve: dict) -> None:
     """The measures of each checkpoint, {step: measures}, over the steps."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(5.5, 3.5), layout="constrained")
+    figure, axis = pyplot().subplots(figsize=(5.5, 3.5), layout="constrained")
     for name in ("cka", "cka_unbiased", "cknna", "spearman"):
         axis.plot(list(curve), [m[name] for m in curve.values()], "o-", ms=3, label=name)
     axis.set(xlabel="training step of the generator", title="Condition space against the recogniser's centres")
     axis.grid(alpha=0.3)
     axis.legend()
-    stage.write_atomic(path, lambda p: figure.savefig(p, format="png", dpi=120))
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 def run(args) -> None:

@@ -1,39 +1,72 @@
-"""Measure recognisers on a folder of people they have never seen, side by side (stage 7 of ScoreMix).
+"""Measure recognisers, side by side, by the protocols of the field (stage 7 of ScoreMix).
 
     python evaluate.py --model runs/demo/real runs/demo/scoremix --data runs/demo/data/test --out runs/demo/report
+    python evaluate.py --model backbone.pth --arch ir50 --pairs runs/bins/*.csv --templates runs/ijbc --out runs/report
 
-Reads   recognisers and an image folder whose classes none of them was trained on.
-Writes  OUT/table.md, OUT/results.json, OUT/draws.npz (every resample), OUT/roc.png, OUT/similarity.png.
+Reads   recognisers (or --embeddings of any other system), and benchmarks, as many as wished:
+        --data        image folders of unseen classes: verification of all pairs, leave-one-out rank-1
+        --pairs       lists path_a,path_b,same,fold: accuracy over the folds, EER, TAR at FAR, and their average
+        --gallery, --probe   image folders: closed-set identification at ranks 1, 5, 20
+        --templates   a folder of `prepare_data.py ijb`: 1:1 verification of templates
+Writes  OUT/table.md, OUT/results.csv, OUT/results.json, figures; of --data also OUT/draws.npz (every resample).
 
-Protocols: verification of all image pairs (AUC, EER, TAR at the FARs that the number of impostor pairs can measure) and
-leave-one-out identification (rank-1). The images of one person are not independent, so the 95 % intervals resample
-identities; the models share every draw, so their difference has an interval of its own.
+The images of one person are not independent, so where identities are known the 95 % intervals resample identities; the
+models share every draw, so their difference has an interval of its own. Elsewhere: the std over the folds, or nothing.
 """
 
+import argparse
 import math
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import report
 import stage
-from train_recognizer import count_flops, embed, load_recognizer
+import testsets
+from testsets import Embeddings, TestSet
+from train_recognizer import ARCHS, count_flops, embed, load_recognizer
 
-MOST_IMAGES = 6000  # 18 million pairs, which are sorted at once, in 2 GB
+RANKS = 1, 5, 20
 
 
 def parse_args(argv=None):
     parser = stage.Parser(__doc__)
-    g = parser.add_argument_group("inputs and output")
-    g.add_argument("--model", nargs="+", required=True, metavar="RUN", help="recognisers; compared with the first one")
-    g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders of the test classes")
+    g = parser.add_argument_group("models; all are compared with the first one")
+    g.add_argument("--model", nargs="+", default=[], metavar="RUN", help="recognisers: runs, or files of weights")
+    g.add_argument("--embeddings", nargs="+", default=[], metavar="NPZ",
+                   help="other systems: `embeddings` (N, D) and `paths` (N,), as in the lists or <class>/<image>")
+    g.add_argument("--save-embeddings", action="store_true", help="write OUT/embeddings-<model>.npz, such a file")
+    g.add_argument("--arch", choices=[a for a in ARCHS if a != "small"],
+                   help="for public weights, a state dict with InsightFace's key names: its backbone")
+    g.add_argument("--bgr", action="store_true", help="public weights that take blue first (default: red first)")
+    g.add_argument("--mean", type=float, default=127.5, help="of public weights, in grey levels (default: 127.5)")
+    g.add_argument("--std", type=stage.number(float, 1e-6), default=127.5, help="likewise (default: 127.5)")
+    g = parser.add_argument_group("benchmarks")
+    g.add_argument("--data", nargs="+", metavar="DIR", help="image folders of the test classes, united by class name")
+    g.add_argument("--pairs", nargs="+", default=[], metavar="CSV", help="lists of pairs, each a benchmark")
+    g.add_argument("--gallery", nargs="+", metavar="DIR", help="image folders; classes without a probe are distractors")
+    g.add_argument("--probe", nargs="+", metavar="DIR", help="image folders of the probes")
+    g.add_argument("--templates", nargs="+", default=[], metavar="DIR", help="folders of `prepare_data.py ijb`")
+    g.add_argument("--keep-norm", action="store_true", help="templates: pool features with their norms, not unit ones")
+    g.add_argument("--detector-scores", action="store_true", help="templates: weigh features by the detector's score")
+    g.add_argument("--flip", action=argparse.BooleanOptionalAction,
+                   help="sum the embeddings of image and mirror image (default: as the model was trained; public: yes)")
+    g = parser.add_argument_group("report")
     g.add_argument("--out", required=True, metavar="DIR", help="where the report goes, a run directory")
-    g = parser.add_argument_group("intervals")
     g.add_argument("--draws", type=stage.number(int, 100), default=2000, help="resamplings (default: 2000)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="seed of the resamples (default: 0)")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not args.model and not args.embeddings:
+        raise stage.StageError("nothing to measure; give --model or --embeddings")
+    if bool(args.gallery) != bool(args.probe):
+        raise stage.StageError("--gallery and --probe belong together; give both")
+    if not (args.data or args.pairs or args.probe or args.templates):
+        raise stage.StageError("nothing to measure it on; give --data, --pairs, --gallery and --probe, or --templates")
+    return args
 
 
 # -------------------------------------------------------------------------------------------------------- protocols
@@ -42,14 +75,18 @@ def roc_curve(scores: np.ndarray, same: np.ndarray, weight: np.ndarray | None = 
 
     scores (n,), same (n,) bool, weight (n,) of the pairs (default 1) -> far, tar, each (number of distinct scores,).
     """
-    order = np.argsort(-scores, kind="stable")
-    return sorted_roc(scores[order], same[order], np.ones(len(order)) if weight is None else weight[order])
+    order = np.argsort(-scores)
+    return sorted_roc(scores[order], same[order], None if weight is None else weight[order])
 
 
-def sorted_roc(scores: np.ndarray, same: np.ndarray, weight: np.ndarray):
+def sorted_roc(scores: np.ndarray, same: np.ndarray, weight: np.ndarray | None = None):
     """roc_curve of pairs whose scores fall already."""
     last = np.flatnonzero(np.diff(scores, append=-np.inf))  # equal scores are accepted together
-    true, false = np.cumsum(weight * same)[last], np.cumsum(weight * ~same)[last]
+    if weight is None:
+        true = np.cumsum(same)[last]
+        false = last + 1 - true
+    else:
+        true, false = np.cumsum(weight * same)[last], np.cumsum(weight * ~same)[last]
     with np.errstate(invalid="ignore"):  # a resample may lack genuine or impostor pairs: nan
         return false / false[-1], true / true[-1]
 
@@ -78,18 +115,18 @@ def tar_at_far(scores: np.ndarray, same: np.ndarray, far: float) -> float:
 
 def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> float:
     """The rate at which FAR = 1 - TAR, on straight lines between the points of the curve."""
-    far, miss = np.concatenate([[0.0], far]), 1 - np.concatenate([[0.0], tar])
-    if np.isnan(far[-1] + miss[-1]):
+    if np.isnan(far[-1] + tar[-1]):
         return math.nan
-    i = int(np.argmax(far >= miss))  # i >= 1: the curve starts at (0, 1)
-    gap = miss[i - 1] - far[i - 1]
-    share = gap / (gap + far[i] - miss[i])
-    return float(far[i - 1] + share * (far[i] - far[i - 1]))
+    i = int(np.argmax(far >= 1 - tar))
+    far_0, miss_0 = (far[i - 1], 1 - tar[i - 1]) if i else (0.0, 1.0)  # the curve starts at (0, 1)
+    gap = miss_0 - far_0
+    share = gap / (gap + far[i] - (1 - tar[i]))
+    return float(far_0 + share * (far[i] - far_0))
 
 
 def area_under_curve(far: np.ndarray, tar: np.ndarray) -> float:
     """Area under the ROC curve; equal scores of both kinds count one half."""
-    return float(np.trapezoid(np.concatenate([[0.0], tar]), np.concatenate([[0.0], far])))
+    return float(far[0] * tar[0] / 2 + np.trapezoid(tar, far))
 
 
 def report_far(impostors: int) -> float:
@@ -100,184 +137,358 @@ def report_far(impostors: int) -> float:
     return min(measurable(impostors, 10).values(), default=math.inf)
 
 
-class AllPairs:
-    """All-pairs verification and leave-one-out rank-1 of one model, for the whole set and for resampled identities.
+def best_threshold(scores: np.ndarray, gain: np.ndarray) -> float:
+    """The threshold with the most correct decisions, accept = score >= threshold. scores (n,) rise; gain (n,) is the
+    weight of a genuine pair, minus the weight of an impostor pair: what its acceptance changes.
 
-    z (N, dim) unit embeddings, labels (N,). metrics(w) takes the multiplicity w_i of each identity in a resample:
-    genuine pairs of i weigh w_i and impostor pairs (i, j) weigh w_i w_j, so that copies are never paired; probes of i
-    weigh w_i and search among the images of the drawn identities. w = 1 is the set itself.
+    Candidates lie midway between neighbouring distinct scores, at the lowest score (accept all) and just above the
+    highest (accept none). Of equally good ones the middle of the widest run of neighbours, the lowest of such runs.
+    """
+    lost = np.zeros(len(scores) + 1, gain.dtype)
+    np.cumsum(gain, out=lost[1:])  # cut k rejects the scores before k
+    cuts = np.flatnonzero(np.concatenate([[True], scores[1:] > scores[:-1], [True]]))  # equal scores stay together
+    best = np.flatnonzero((at := lost[cuts]) == at.min())
+    ends = np.flatnonzero(np.diff(best, append=-1) != 1)  # neighbouring cuts that are equally good are one run
+    first, last = cuts[best[np.append(0, ends[:-1] + 1)]], cuts[best[ends]]
+    below = np.where(first > 0, scores[first - 1], scores[0])
+    above = np.where(last < len(scores), scores[np.minimum(last, len(scores) - 1)], np.nextafter(scores[-1], np.inf))
+    widest = np.argmax(above - below)
+    middle = (below[widest] + above[widest]) / 2
+    return float(middle if middle > below[widest] else above[widest])  # no number lies between neighbouring floats
+
+
+def tenfold(scores: np.ndarray, same: np.ndarray, fold: np.ndarray, weight: np.ndarray | None = None):
+    """Verification by folds (LFW's View 2): accuracy of each fold with the best threshold of all the others.
+
+    scores, same, fold, whole weight (default 1), all (n,) -> accuracies, thresholds, each (folds,), folds ascending.
+    nan for a fold whose pairs all weigh 0. Never a threshold from the tested fold.
+    """
+    names, fold = np.unique(fold, return_inverse=True)
+    order = np.argsort(scores)
+    order = order if weight is None else order[weight[order] > 0]
+    scores, same, fold = scores[order], same[order], fold[order]
+    weight = np.ones(len(order), np.int64) if weight is None else weight[order]
+    gain, (accuracies, thresholds) = np.where(same, weight, -weight), np.full((2, len(names)), np.nan)
+    for f in range(len(names)):
+        test = fold == f
+        if test.any() and not test.all():
+            thresholds[f] = best_threshold(scores[~test], gain[~test])
+            right = (scores[test] >= thresholds[f]) == same[test]
+            accuracies[f] = weight[test] @ right / weight[test].sum()
+    return accuracies, thresholds
+
+
+def pair_scores(z: np.ndarray, a: np.ndarray, b: np.ndarray, chunk: int = 4096) -> np.ndarray:
+    """Inner products (n,) of the rows a and b, each (n,), of z (N, dim); in pieces that fit a cache."""
+    pieces = [slice(i, i + chunk) for i in range(0, len(a), chunk)]
+    return np.concatenate([np.einsum("nd,nd->n", z[a[p]], z[b[p]]) for p in pieces])
+
+
+def unit(z: np.ndarray) -> np.ndarray:  # rows (N, dim) of length 1
+    return z / np.maximum(np.sqrt(np.einsum("nd,nd->n", z, z)), 1e-12)[:, None]
+
+
+def pool_templates(z: np.ndarray, template: np.ndarray, media: np.ndarray):
+    """IJB's media-aware templates: the mean over each medium, the sum over media, normalised.
+
+    z (N, dim), template and media (N,) whole numbers -> names (T,) ascending, unit embeddings (T, dim).
+    """
+    order = np.lexsort((media, template))
+    template, media = template[order], media[order]
+    new_template = np.append(True, template[1:] != template[:-1])
+    first = np.flatnonzero(new_template | np.append(True, media[1:] != media[:-1]))  # of each medium of each template
+    means = np.add.reduceat(z[order], first, axis=0)
+    means /= np.diff(first, append=len(z))[:, None].astype(z.dtype)
+    starts = np.flatnonzero(new_template[first])
+    return template[new_template], unit(np.add.reduceat(means, starts, axis=0))
+
+
+def identification_ranks(probes, y_probes, gallery, y_gallery, chunk: int = 256) -> np.ndarray:
+    """Rank (P,) of each probe's identity in a closed-set search: 1 + the gallery images of others that are at least as
+    similar as the most similar one of its own. probes (P, dim) and gallery (G, dim) unit embeddings, labels (P,), (G,).
+
+    Raises StageError where a probe's identity has no gallery image.
+    """
+    ranks = []
+    for i in range(0, len(probes), chunk):
+        similarity = probes[i:i + chunk] @ gallery.T
+        own = y_probes[i:i + chunk, None] == y_gallery
+        if not own.any(axis=1).all():
+            raise stage.StageError("a probe's identity has no image in the gallery: the search is over a closed set")
+        best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
+        ranks.append(1 + ((similarity >= best) & ~own).sum(axis=1))
+    return np.concatenate(ranks)
+
+
+class Verification:
+    """Scored pairs of one model, sorted once for all resamples of their identities.
+
+    scores (n,), same (n,) bool; fold (n,) if the list has folds; first and second (n,), whole numbers, the identities
+    of the two sides if they are known. metrics(w) takes the multiplicity w_i of each identity in a resample: genuine
+    pairs of i weigh w_i and impostor pairs (i, j) weigh w_i w_j, so that copies are never paired. None: the set itself.
+    """
+
+    def __init__(self, scores, same, fold=None, first=None, second=None):
+        self.order = np.argsort(-scores)
+        self.scores, self.same = scores[self.order], same[self.order]
+        self.fold, self.first, self.second = (x if x is None else x[self.order] for x in (fold, first, second))
+        self.genuine = int(np.count_nonzero(same))
+        self.impostors = len(same) - self.genuine
+        self.fars = measurable(self.impostors)
+        self.accuracies = None if fold is None else tenfold(scores, same, fold)[0]
+
+    def weight(self, w):
+        return w if w is None else np.where(self.same, w[self.first], w[self.first] * w[self.second])
+
+    def roc(self, w=None):
+        return sorted_roc(self.scores, self.same, self.weight(w))
+
+    def metrics(self, w=None) -> dict:
+        """Accuracy if there are folds, EER, TAR at each measurable FAR (keys 1e-1, 1e-2, ...), AUC; nan if a resample
+        lacks such pairs."""
+        found, (far, tar) = {}, self.roc(w)
+        if self.fold is not None:
+            found["accuracy"] = float(np.nanmean(tenfold(self.scores, self.same, self.fold, self.weight(w))[0]))
+        found["eer"] = equal_error_rate(far, tar)
+        empty = np.isnan(far[-1] + tar[-1])
+        found |= {name: math.nan if empty else tar_at(far, tar, f) for name, f in self.fars.items()}
+        return found | {"auc": area_under_curve(far, tar)}
+
+
+class AllPairs(Verification):
+    """Verification of all image pairs, and leave-one-out rank-1: z (N, dim) unit embeddings, labels (N,).
+
+    In a resample the probes of i weigh w_i and search among the images of the drawn identities.
     """
 
     def __init__(self, z: np.ndarray, labels: np.ndarray):
-        z, n = z.astype(np.float64), len(labels)
+        z, rows = z.astype(np.float64), np.arange(len(labels))
         similarity = z @ z.T
-        a, b = np.triu_indices(n, 1)
-        order = np.argsort(-similarity[a, b], kind="stable")  # sorted once, for every resample
-        self.first, self.second = labels[a][order], labels[b][order]  # identities
-        self.scores, self.same = similarity[a, b][order], self.first == self.second
-        self.genuine, self.impostors = int(self.same.sum()), int((~self.same).sum())
+        self.a, self.b = np.triu_indices(len(labels), 1)
+        first, second = labels[self.a], labels[self.b]
+        super().__init__(similarity[self.a, self.b], first == second, None, first, second)
         np.fill_diagonal(similarity, -np.inf)
         columns = [similarity[:, labels == i].max(axis=1) for i in range(labels.max() + 1)]
         to_class = np.stack(columns, axis=1)  # (N, identities): the most similar other image of each identity
-        self.labels, rows = labels, np.arange(n)
-        self.best_same = to_class[rows, labels].copy()
+        self.labels, self.best_same = labels, to_class[rows, labels].copy()
         to_class[rows, labels] = -np.inf
         self.to_class, self.probes = to_class, np.isfinite(self.best_same)  # an image alone in its class is no probe
-        self.fars = measurable(self.impostors)
 
-    def roc(self, w: np.ndarray):
-        weight = np.where(self.same, w[self.first], w[self.first] * w[self.second]).astype(np.float64)
-        return sorted_roc(self.scores, self.same, weight)
-
-    def metrics(self, w: np.ndarray) -> dict:
-        """EER, TAR at each measurable FAR (keys 1e-1, 1e-2, ...), AUC, rank-1; nan if a resample lacks such pairs."""
-        far, tar = self.roc(w)
+    def metrics(self, w=None) -> dict:
+        """Those of Verification, and rank-1."""
+        w = np.ones(self.to_class.shape[1], np.int64) if w is None else w
         found = self.best_same > self.to_class[:, w > 0].max(axis=1)
         probes = w[self.labels] * self.probes
-        tars = {name: math.nan if np.isnan(far[-1] + tar[-1]) else tar_at(far, tar, f) for name, f in self.fars.items()}
         alone = (w > 0).sum() < 2 or not probes.any()  # nobody to be mistaken for, or no probe
-        return {"eer": equal_error_rate(far, tar), **tars, "auc": area_under_curve(far, tar),
-                "rank1": math.nan if alone else float((found * probes).sum() / probes.sum())}
+        return super().metrics(w) | {"rank1": math.nan if alone else float((found * probes).sum() / probes.sum())}
 
 
-def summary(value: dict, draws: dict) -> dict:
-    """name -> (value, [low, high]), the 95 % percentile interval of the draws; those without a value are left out."""
-    return {k: (v, np.nanpercentile(draws[k], [2.5, 97.5]).tolist()) for k, v in value.items()}
+class Identification:
+    """Shares of the probes whose rank is at most 1, 5, 20. ranks (P,), labels (P,) of the probes; in a resample the
+    probes of identity i weigh w_i, the gallery stays."""
+
+    def __init__(self, ranks: np.ndarray, labels: np.ndarray):
+        self.ranks, self.labels = ranks, labels
+
+    def metrics(self, w=None) -> dict:
+        weight = np.ones(len(self.ranks)) if w is None else w[self.labels]
+        return {f"rank{k}": float(weight @ (self.ranks <= k) / weight.sum()) for k in RANKS}
 
 
-# ----------------------------------------------------------------------------------------------------------- report
-def percent(value: float, ci: list[float], sign: str = "") -> str:
-    return f"{100 * value:{sign}.1f} [{100 * ci[0]:{sign}.1f}, {100 * ci[1]:{sign}.1f}]"
+def draw_identities(group: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """Multiplicities (draws, identities) of resamples with replacement, within each group of identities by itself.
 
-
-def write_table(rows: list[tuple[str, dict, str]], keys: list[str]) -> str:
-    """Markdown, a row for each (name, summary, sign): percent, with the 95 % interval."""
-    title = {"eer": "EER", "auc": "AUC", "rank1": "rank-1"}
-    heads = [f"{title.get(k, f'TAR@FAR={k}')} %" for k in keys]
-    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(keys)]
-    lines += [f"| {name} | {' | '.join(percent(*m[k], sign) for k in keys)} |" for name, m, sign in rows]
-    return "\n".join(lines)
-
-
-def verdict(name: str, difference: dict) -> str:
-    """One plain sentence about the difference of the EER to the first model."""
-    d, (low, high) = difference["eer"]
-    told = f"{'fewer' if d < 0 else 'more'} errors than the first model on these people"
-    if low <= 0 <= high:
-        told = "the interval includes zero, so these people cannot tell the two apart"
-    return f"{name}: EER {percent(d, [low, high], '+')} points; {told}."
-
-
-def as_json(metrics: dict) -> dict:
-    entries = {k: {"value": v, "ci95": ci} for k, (v, ci) in metrics.items()}
-    fars = {k: entries.pop(k) for k in list(entries) if k.startswith("1e-")}
-    return entries | {"tar_at_far": fars}
-
-
-def write_draws(path: Path, models: list[str], resamples: list[dict]) -> None:
-    """draws.npz: `draws` (models, metrics, draws) float32 with the names of its first two axes in `models`, `metrics`.
-
-    The draws of one test set and seed are the same for every model and command, so that results/tables.py can pair
-    models of several commands, and pool folds.
-    """
-    metrics = list(resamples[0])
-    values = np.array([[m[k] for k in metrics] for m in resamples], np.float32)
-    with open(path, "wb") as file:
-        np.savez_compressed(file, draws=values, models=models, metrics=metrics)
-
-
-def draw_figures(out: Path, pairs: dict) -> None:
-    """roc.png, all models on a logarithmic FAR axis, and similarity.png, genuine and impostor scores of each."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axis = plt.subplots(figsize=(6, 4.5), layout="constrained")
-    for name, p in pairs.items():
-        axis.step(*p.roc(np.ones(p.labels.max() + 1)), where="post", label=name)
-        axis.set_xlim(1 / p.impostors, 1)
-    axis.set(xscale="log", ylim=(0, 1.01), xlabel="false accept rate (FAR)", ylabel="true accept rate (TAR)",
-             title="Verification of unseen classes, all pairs")
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
-    stage.write_atomic(out / "roc.png", lambda p: figure.savefig(p, format="png", dpi=130))
-    figure, axes = plt.subplots(1, len(pairs), figsize=(4.5 * len(pairs), 3.5), sharex=True, squeeze=False,
-                                layout="constrained")
-    for axis, (name, p) in zip(axes[0], pairs.items()):
-        for kind, chosen in (("impostor", ~p.same), ("genuine", p.same)):
-            label = f"{kind} ({chosen.sum():,})"
-            axis.hist(p.scores[chosen], np.linspace(-1, 1, 81), density=True, alpha=0.6, label=label)
-        axis.set(title=name, xlabel="cosine similarity", yticks=[])
-        axis.legend()
-    stage.write_atomic(out / "similarity.png", lambda p: figure.savefig(p, format="png", dpi=130))
-    plt.close("all")
+    group (identities,): the fold of each, or all 0."""
+    rng, w = np.random.default_rng(seed), np.zeros((draws, len(group)), np.int64)
+    for g in np.unique(group):
+        n = np.count_nonzero(group == g)
+        w[:, group == g] = rng.multinomial(n, np.full(n, 1 / n), size=draws)
+    return w
 
 
 # -------------------------------------------------------------------------------------------------------------- run
 def names_of(models: list[str]) -> list[str]:
-    """The run directories' names, or their whole paths where names repeat."""
-    short = [Path(m).parent.name if Path(m).suffix == ".pt" else Path(m).name for m in models]
+    """The run directories' or files' names, or their whole paths where names repeat."""
+    short = [Path(m).parent.name if Path(m).name == "model.pt" else re.sub(r"\.(npz|pth?)$", "", Path(m).name)
+             for m in models]
     return short if len(set(short)) == len(short) else models
 
 
-def run(args) -> None:
-    device, names = stage.pick_device(args.device), names_of(args.model)
+def raw_embeddings(test: TestSet, system, device, read: dict, out: stage.Run) -> tuple[np.ndarray, str]:
+    """Embeddings (N, dim) of a test set's images, with their norms; how they were made. read: the images so far."""
+    if isinstance(system, Embeddings):
+        return system.z[system.rows_of(test)], "embeddings as given"
+    (model, config), key = system, (system[1]["size"], system[1]["channels"])
+    listing = [test.name], test.files, [0] * len(test.files)
+    read[key] = images = read.get(key) or stage.Images(None, *key, listing=listing)
+    z = embed(model, images, config, device, unit=False).numpy()
+    one = torch.zeros(1, config["channels"], config["size"], config["size"], device=device)
+    evaluations = len(z) * (1 + config["flip"])
+    out.spend(device, images=len(z), network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
+    return z, "embeddings of image and mirror image summed" if config["flip"] else "no mirror images"
+
+
+def read_inputs(args, device) -> tuple[dict, list[TestSet], list[str]]:
+    """name -> (model, config) or Embeddings; the test sets; the models' files. What is wrong with them is said here."""
+    names, systems, files = names_of([*args.model, *args.embeddings]), {}, []
+    tests = testsets.read(args)
     if len(set(names)) < len(names):
-        raise stage.StageError("--model names the same recogniser twice; leave one out")
-    loaded, read, pairs = dict(zip(names, (load_recognizer(m, device) for m in args.model))), {}, {}
-    for name, (model, saved) in loaded.items():
-        key = saved["config"]["size"], saved["config"]["channels"]
-        images = read[key] = read.get(key) or stage.Images(args.data, *key)
-        seen = set(images.classes) & set(saved["classes"])
+        raise stage.StageError("--model or --embeddings names the same system twice; leave one out")
+    for name, path in zip(names, args.model):
+        model, saved = load_recognizer(path, device, args.arch, args.bgr, args.mean, args.std)
+        systems[name] = model, saved["config"] | ({} if args.flip is None else {"flip": args.flip})
+        files.append(saved["path"])
+        seen = set(saved["classes"]) & {c for t in tests for c in t.arrays.get("classes", ())}
         if seen:
             print(f"warning: {name} was trained on {len(seen)} classes that bear the names of test classes, such as "
                   f"{min(seen)}; a fair test has none", file=sys.stderr)
-        n = len(images.paths)
-        if len(images.classes) < 2 or images.labels.bincount().max() < 2:
-            raise stage.StageError(f"{' '.join(args.data)} has no genuine or no impostor pairs; "
-                                   "give at least two classes, and one of them two images")
-        if n > MOST_IMAGES:
-            raise stage.StageError(f"all pairs of {n:,} images are too many; give at most {MOST_IMAGES:,}")
-    out = stage.Run("evaluate", args, {"model": [saved["path"] for _, saved in loaded.values()], "data": args.data})
+    systems |= dict(zip(names[len(args.model):], map(Embeddings, args.embeddings)))
+    for test in tests:
+        missing = [f for f in test.files if not f.exists()] if args.model else []
+        if missing:
+            raise stage.StageError(f"{test.name} names {len(missing)} images that are not there, such as {missing[0]}")
+        for system in systems.values():
+            if isinstance(system, Embeddings):
+                system.rows_of(test)
+    return systems, tests, files
+
+
+def measure(test: TestSet, z: np.ndarray, args):
+    """The protocol of a test set on embeddings z (N, dim), which are of length 1 but where --keep-norm says no."""
+    a = test.arrays
+    if test.kind == "folder":
+        return AllPairs(z, a["labels"])
+    if test.kind == "search":
+        n = len(a["y"])
+        return Identification(identification_ranks(z[:n], a["y"], z[n:], a["y_gallery"]), a["y"])
+    if test.kind == "pairs":
+        scores = pair_scores(z.astype(np.float64), a["a"], a["b"])
+        return Verification(scores, a["same"], a["fold"], a["first"], a["second"])
+    z = pool_templates(z * a["score"][:, None] if args.detector_scores else z, a["template"], a["media"])[1]
+    return Verification(pair_scores(z, a["a"], a["b"]), a["same"])
+
+
+def describe(test: TestSet, how: str, args) -> str:
+    """The protocol in words, for results.json."""
+    parts = [test.protocol, "cosine", how]
+    if test.kind == "templates":
+        parts.append("pooled with their norms" if args.keep_norm else "pooled at length 1")
+        parts += ["weighed by the detector's score"] if args.detector_scores else []
+    if test.kind == "search":
+        parts.append("ties count against the probe")
+    else:
+        parts.append("accepted at or above the threshold, FAR does not exceed its target")
+    return "; ".join([*parts, "identities are not known: no intervals" if test.group is None else
+                      "95 % intervals: identities resampled" + (", the gallery stays" * (test.kind == "search"))])
+
+
+def summary(value: dict, draws: dict, spread: dict | None = None) -> dict:
+    """metric -> {value, ci95: the 95 % percentile interval of its draws, if there are any, std, if there is one}."""
+    made = {k: {"value": v} for k, v in value.items()}
+    for k, x in draws.items():
+        made[k]["ci95"] = np.nanpercentile(x, [2.5, 97.5]).tolist()
+    for k, x in (spread or {}).items():
+        made[k]["std"] = x
+    return made
+
+
+def assess(test: TestSet, systems: dict, args, device, out: stage.Run, kept: dict) -> tuple[list, dict, dict]:
+    """Results, draws and pictures of every system on one test set; kept: name -> image -> embedding, to be saved."""
+    results, draws, pictures, read = [], {}, {}, {}
+    drawn = [] if test.group is None else draw_identities(test.group, args.draws, args.seed)
+    for name, system in systems.items():
+        z, how = raw_embeddings(test, system, device, read, out)
+        if args.save_embeddings and not isinstance(system, Embeddings):
+            kept[name] |= dict(zip(test.names, z))
+        z = z if args.keep_norm and test.kind == "templates" else unit(z)
+        found = measure(test, z, args)
+        value, counts, spread = found.metrics(), dict(test.counts), {}
+        each = [found.metrics(w) for w in stage.progress(drawn, f"resampling {name}", disable=None)]
+        draws[name] = {k: np.array([m[k] for m in each]) for k in value if each}
+        if isinstance(found, Verification):
+            a, b = (found.a, found.b) if test.kind == "folder" else (test.arrays["a"], test.arrays["b"])
+            shown = np.unique(test.arrays["template"], return_index=True)[1] if test.kind == "templates" else None
+            pictures[name] = report.Picture.of(found, test.files, a, b, shown)  # a template is shown by its first image
+            counts |= {"genuine": found.genuine, "impostor": found.impostors}
+            if found.accuracies is not None:
+                spread["accuracy"] = float(np.std(found.accuracies, ddof=1))
+        results.append({"name": name, "benchmark": test.name, "protocol": describe(test, how, args), "counts": counts,
+                        "metrics": summary(value, draws[name], spread)})
+    return results, draws, pictures
+
+
+def average(results: list[dict], draws: list[dict]) -> tuple[list, dict]:
+    """Mean accuracy of several lists, of each system: the paper's Avg-H for LFW, CFP-FP, AgeDB-30, CALFW and CPLFW."""
+    made, averaged, name = [], {}, f"average of {len(draws)} lists"
+    for system in draws[0]:
+        value = np.mean([r["metrics"]["accuracy"]["value"] for r in results if r["name"] == system])
+        known = all(d[system] for d in draws)
+        averaged[system] = {"accuracy": np.mean([d[system]["accuracy"] for d in draws], axis=0)} if known else {}
+        made.append({"name": system, "benchmark": name, "protocol": "mean accuracy of the lists", "counts": {},
+                     "metrics": summary({"accuracy": float(value)}, averaged[system])})
+    return made, averaged
+
+
+def compare(results: list[dict], draws: dict) -> None:
+    """Add to each entry of one test set but the first the difference to it, with its interval where there are draws."""
+    for r in results[1:]:
+        value = {k: m["value"] - results[0]["metrics"][k]["value"] for k, m in r["metrics"].items()}
+        gaps = {k: x - draws[results[0]["name"]][k] for k, x in draws[r["name"]].items()}
+        r["difference_to_first"] = summary(value, gaps)
+
+
+def columns_of(test: TestSet, impostors: int, alone: bool) -> list[str]:
+    """The metrics of a test set that table.md shows; results.csv has them all."""
+    if test.kind == "search":
+        return [f"rank{k}" for k in RANKS]
+    if test.kind == "templates":
+        return list(measurable(impostors))[::-1]
+    fars = [k for k, f in measurable(impostors).items() if f >= report_far(impostors)]
+    if test.kind == "folder":
+        return ["eer", *fars, "auc", "rank1"]
+    with_folds = ["accuracy"] if test.arrays["fold"] is not None else []
+    return [*with_folds, "eer", *fars[-1:], "auc"] if alone else with_folds or ["eer"]
+
+
+def run(args) -> None:
+    device = stage.pick_device(args.device)
+    systems, tests, models = read_inputs(args, device)
+    args.images = {t.name: t.digest() for t in tests}
+    out = stage.Run("evaluate", args, {"model": models, "embeddings": args.embeddings,
+                                       "tests": [f for t in tests for f in t.inputs]})
     if (out.dir / "results.json").exists():
         print((out.dir / "table.md").read_text() + f"already evaluated: {out.dir}")
         return
-    for name, (model, saved) in loaded.items():
-        config = saved["config"]
-        images = read[config["size"], config["channels"]]
-        pairs[name] = AllPairs(embed(model, images, config, device).numpy(), images.labels.numpy())
-        one = torch.zeros(1, images.channels, images.size, images.size, device=device)
-        evaluations = n * (1 + config["flip"])
-        out.spend(device, images=n, network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
-    people, rng = len(images.classes), np.random.default_rng(args.seed)
-    draws = rng.multinomial(people, np.full(people, 1 / people), size=args.draws)  # (draws, identities), for all models
-    rows, differences, results, resamples, first = [], [], [], [], None
-    for name, p in pairs.items():
-        value = p.metrics(np.ones(people, int))
-        each = [p.metrics(w) for w in stage.progress(draws, f"resampling {name}", disable=None)]
-        resampled = {k: np.array([m[k] for m in each]) for k in value}
-        first = first or (value, resampled)
-        resamples.append(resampled)
-        rows.append((name, summary(value, resampled), ""))
-        config = loaded[name][1]["config"]
-        flip = "embeddings of image and mirror image summed" if config["flip"] else "no mirror images"
-        protocol = f"all pairs, cosine, {flip}; FAR does not exceed its target; 95 % intervals: identities resampled"
-        counts = {"identities": people, "images": len(p.labels), "genuine": p.genuine, "impostor": p.impostors}
-        results.append({"name": name, "protocol": protocol, "counts": counts, "metrics": as_json(rows[-1][1])})
-        if len(rows) > 1:
-            differences.append((f"{name} - {names[0]}", summary({k: v - first[0][k] for k, v in value.items()}, {
-                k: v - first[1][k] for k, v in resampled.items()}), "+"))
-            results[-1]["difference_to_first"] = as_json(differences[-1][1])
-    shown = ["eer"] + [k for k, f in p.fars.items() if f >= report_far(p.impostors)] + ["auc", "rank1"]
-    lines = [write_table(rows + differences, shown), "",
-             f"{people} test classes, {n} images, {p.genuine:,} genuine and {p.impostors:,} impostor pairs.",
-             "In brackets: 95 % intervals by resampling the classes; they do not cover the training seed.",
-             *(verdict(name, m) for name, m, _ in differences)]
-    draw_figures(out.dir, pairs)
-    stage.write_atomic(out.dir / "draws.npz", lambda p: write_draws(p, names, resamples))
-    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
+    results, columns, pictures, lines, lists, kept = [], [], {}, [], [], {name: {} for name in systems}
+    for test in tests:
+        entries, draws, drawn = assess(test, systems, args, device, out, kept)
+        compare(entries, draws)
+        results += entries
+        columns += [(test.name, k) for k in columns_of(test, entries[0]["counts"].get("impostor", 0), len(tests) == 1)]
+        pictures |= {test.name: drawn} if drawn else {}
+        if test.kind == "folder":
+            stage.write_atomic(out.dir / "draws.npz", lambda p: report.write_draws(p, draws))
+        if "accuracy" in entries[0]["metrics"]:
+            lists.append((entries, draws))
+        counts = ", ".join(f"{n:,} {k}" for k, n in entries[0]["counts"].items()) + " pairs" * bool(drawn)
+        lines.append(f"{test.name}: {counts}. {entries[0]['protocol']}.")
+        lines += [report.verdict(e["name"], test.name, e["difference_to_first"]) for e in entries[1:]
+                  if draws[e["name"]] and "eer" in e["metrics"]]
+    if len(lists) > 1:
+        entries, draws = average([e for entries, _ in lists for e in entries], [d for _, d in lists])
+        compare(entries, draws)
+        results += entries
+        columns.append((entries[0]["benchmark"], "accuracy"))
+    table = [report.write_table(results, columns, 1 if all(t.kind == "folder" for t in tests) else 2), "", *lines,
+             "In percent. In brackets: 95 % intervals by resampling identities; they do not cover the training seed. "
+             "±: standard deviation over the folds."]
+    made = report.draw_figures(out.dir, pictures) if pictures else []
+    made += testsets.write_embeddings(out.dir, kept)
+    stage.write_atomic(out.dir / "results.csv", lambda p: p.write_text(report.write_csv(results)))
+    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(table) + "\n"))
     out.spend(device)
-    stage.write_json(out.dir / "results.json", {"models": results})
-    print(*lines, f"wrote {out.dir}/table.md and results.json; look at {out.dir}/roc.png and similarity.png", sep="\n")
+    stage.write_json(out.dir / "results.json", {"models": report.as_json(results)})
+    print(*table, f"wrote {', '.join(['table.md', 'results.csv', 'results.json', *made])} in {out.dir}", sep="\n")
 
 
 @stage.command

@@ -18,7 +18,8 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}  # and what they may hold: a .png that is an EPS
+FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # would make PIL start another program
 FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
 began, locks = time.monotonic(), {}  # when this command began; directory -> the open file that holds its lock
 progress = functools.partial(tqdm, mininterval=1 if sys.stderr.isatty() else 15, leave=sys.stderr.isatty())
@@ -99,7 +100,7 @@ def fingerprint(path) -> str:
 def decode(path: Path, size: int | None, channels: int | None = None, crop: tuple | None = None) -> np.ndarray:
     """uint8 (H, W, C): EXIF rotation, crop box, stretched to size x size; C = 1 for grey unless `channels` rules."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
             channels = channels or (1 if image.mode[0] in "1LIF" else 3)  # grey modes: 1, L, LA, I, I;16, F
             if image.mode[0] == "I":  # 16-bit grey, which PIL would clip at 255
@@ -115,12 +116,11 @@ def decode(path: Path, size: int | None, channels: int | None = None, crop: tupl
     return np.array(image).reshape(target[1], target[0], channels)
 
 class Images:
-    """The images of some folders: classes, paths, labels (N,) long, and images[index], uint8 (B, C, size, size).
-
+    """The images of folders (or of a listing): classes, paths, labels (N,) long; images[index], uint8 (B, C, S, S).
     All are decoded at once, so that a broken one is named before any work starts; they stay in memory if they fit in a
     third of it, else are read as needed. C = 1 only if all are grey, unless `channels` rules."""
-    def __init__(self, folders: list, size: int, channels: int | None = None):
-        self.classes, self.paths, labels = scan(folders)
+    def __init__(self, folders: list, size: int, channels: int | None = None, listing: tuple | None = None):
+        self.classes, self.paths, labels = listing or scan(folders)
         self.labels, self.size, self.channels = torch.tensor(labels), size, channels
         fits = len(labels) * 3 * size * size < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
         with ThreadPoolExecutor() as pool:

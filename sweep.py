@@ -22,6 +22,7 @@ import torch
 
 import stage
 from audit import consistency
+from report import pyplot, save_figure
 from sample_scoremix import (SOLVERS, convex, draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs,
                              sample)
 from train_diffusion import Schedule, load_generator, save_grid, to_uint8
@@ -62,18 +63,14 @@ def objective(z: np.ndarray, labels: np.ndarray, sources: np.ndarray) -> tuple[f
 
 def draw_grids(path: Path, grid: list[float], cells: dict) -> None:
     """Three maps over the two weights: dissimilarity to the sources, similarity within a mix, their sum."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = pyplot().subplots(1, 3, figsize=(13, 4), layout="constrained")
     titles = "dissimilarity to the sources", "similarity within a mix", "sum"
     for axis, title, index in zip(axes, titles, range(3)):
         values = np.array([[(*cells[a, b], sum(cells[a, b]))[index] for b in grid] for a in grid])
         figure.colorbar(axis.imshow(values, cmap="viridis"), ax=axis)
         axis.set(title=title, xticks=range(len(grid)), yticks=range(len(grid)), xticklabels=grid, yticklabels=grid,
                  xlabel="weight of class 2", ylabel="weight of class 1")
-    stage.write_atomic(path, lambda p: figure.savefig(p, format="png", dpi=110))
-    plt.close(figure)
+    save_figure(figure, path, 110)
 
 
 def run(args) -> None:

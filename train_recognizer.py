@@ -11,6 +11,7 @@ The same command goes on after a stop. Sources: ArcFace (Deng et al. 2019); IRes
 
 import argparse
 import math
+import os
 import sys
 
 import numpy as np
@@ -157,6 +158,7 @@ def arcface(cosine: torch.Tensor, y: torch.Tensor, s: float, m: float) -> torch.
 
 def preprocess(images: torch.Tensor, config: dict) -> torch.Tensor:
     """uint8 (B, C, H, W) -> float, by default in [-1, 1]: the one preprocessing of training, mining and evaluation."""
+    images = images.flip(1) if config.get("bgr") else images  # public weights alone may want blue first
     return images.float().sub(config["mean"]).div(config["std"]).contiguous(memory_format=torch.channels_last)
 
 
@@ -207,29 +209,64 @@ def count_flops(model: nn.Module, *inputs) -> int:
     return counter.get_total_flops()
 
 
-def load_recognizer(path, device) -> tuple[IResNet, dict]:
-    """The backbone, ready to embed, and the dict of its model.pt (config, classes, head)."""
-    saved = stage.load_model(path, "recognizer")
+def public_weights(path: str, arch: str, bgr: bool, mean: float, std: float) -> dict:
+    """What load_model would give for a file that holds a bare state dict with InsightFace's key names.
+
+    Size and channels follow from the shapes. StageError names what does not fit the backbone `arch`. A model.pt of
+    this project knows all this itself.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        if "kind" in weights:
+            return stage.load_model(path, "recognizer")
+        weights = {k.removeprefix("module."): v.float() if v.is_floating_point() else v for k, v in weights.items()}
+    except stage.StageError:
+        raise
+    except Exception as error:
+        raise stage.StageError(f"{path} is no state dict of tensors ({type(error).__name__})") from None
+    dim, flat = weights["fc.weight"].shape if "fc.weight" in weights else (0, 0)
+    channels = weights["conv1.weight"].shape[1] if "conv1.weight" in weights else 0
+    size = 16 * math.isqrt(flat // (ARCHS[arch][1] * 8))
+    config = {"arch": arch, "size": size, "channels": channels, "flip": True, "bgr": bgr, "mean": mean, "std": std}
+    if channels not in (1, 3) or not size or dim != ARCHS[arch][2]:
+        raise stage.StageError(f"{path} has not the keys and shapes of an InsightFace IResNet (conv1.weight, fc.weight "
+                               f"with {ARCHS[arch][2]} rows); only those can be read")
+    expected = IResNet(arch, size, channels).state_dict()
+    weights |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}  # old files lack these counters
+    wrong = [k for k in expected | weights if k not in expected or k not in weights or
+             expected[k].shape != weights[k].shape]
+    if wrong:
+        raise stage.StageError(f"{path} does not fit --arch {arch}: {len(wrong)} weights differ, such as {wrong[0]}")
+    return {"kind": "recognizer", "config": config, "classes": [], "weights": weights, "path": str(path)}
+
+
+def load_recognizer(path, device, arch=None, bgr=False, mean=127.5, std=127.5) -> tuple[IResNet, dict]:
+    """The backbone, ready to embed, and the dict of its model.pt (config, classes, head).
+
+    With `arch`, a file may also hold public weights: channel order, mean and std are then as given.
+    """
+    public = arch and not os.path.isdir(path)
+    saved = public_weights(path, arch, bgr, mean, std) if public else stage.load_model(path, "recognizer")
     model = IResNet(saved["config"]["arch"], saved["config"]["size"], saved["config"]["channels"])
     model.load_state_dict(saved["weights"])
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), saved
 
 
 @torch.no_grad()
-def embed_batch(model: IResNet, images: torch.Tensor, config: dict) -> torch.Tensor:
-    """Unit embeddings z (B, dim) of uint8 images (B, C, H, W) on the model's device.
+def embed_batch(model: IResNet, images: torch.Tensor, config: dict, unit: bool = True) -> torch.Tensor:
+    """Embeddings z (B, dim), of length 1 if `unit`, of uint8 images (B, C, H, W) on the model's device.
 
-    The model's config rules: its normalisation, and with `flip` the sum over image and mirror image is normalised.
+    The model's config rules: its normalisation, and with `flip` the embeddings of image and mirror image are summed.
     """
     x = preprocess(images, config)
-    z = model(x) + model(x.flip(3)) if config["flip"] else model(x)
-    return F.normalize(z.float())
+    z = (model(x) + model(x.flip(3)) if config["flip"] else model(x)).float()
+    return F.normalize(z) if unit else z
 
 
-def embed(model: IResNet, images: stage.Images, config: dict, device, batch: int = 256) -> torch.Tensor:
-    """Unit embeddings z (N, dim) of an image set, on the CPU."""
+def embed(model: IResNet, images: stage.Images, config: dict, device, batch: int = 256, unit=True) -> torch.Tensor:
+    """Embeddings z (N, dim) of an image set, on the CPU, of length 1 if `unit`."""
     batches = torch.arange(len(images.paths)).split(batch)
-    z = torch.cat([embed_batch(model, images[index].to(device), config).cpu() for index in batches])
+    z = torch.cat([embed_batch(model, images[index].to(device), config, unit).cpu() for index in batches])
     if not z.isfinite().all():
         raise stage.StageError("the recogniser gives embeddings that are not finite; train it again, with a lower --lr")
     return z

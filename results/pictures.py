@@ -16,6 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import stage  # noqa: E402
+from report import pyplot, save_figure  # noqa: E402
 from sample_scoremix import (autoguided, draw_noise, image_generator, load_guide, mixed_denoiser,  # noqa: E402
                              read_pairs, sample)
 from train_diffusion import Schedule, load_generator, to_uint8  # noqa: E402
@@ -23,10 +24,7 @@ from train_diffusion import Schedule, load_generator, to_uint8  # noqa: E402
 
 def show(path: Path, title: str, rows: dict, columns: list[str]) -> None:
     """A labelled picture: rows is label -> images (H, W, C), one for each column."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(len(rows), len(columns), figsize=(1.1 * len(columns) + 1, 1.15 * len(rows) + 0.5),
+    figure, axes = pyplot().subplots(len(rows), len(columns), figsize=(1.1 * len(columns) + 1, 1.15 * len(rows) + 0.5),
                                 layout="constrained", squeeze=False)
     for line, (label, images) in zip(axes, rows.items()):
         for axis, image in zip(line, images):
@@ -36,8 +34,7 @@ def show(path: Path, title: str, rows: dict, columns: list[str]) -> None:
     for axis, column in zip(axes[0], columns):
         axis.set_title(column, fontsize=9)
     figure.suptitle(title, fontsize=10)
-    stage.write_atomic(path, lambda p: figure.savefig(p, format="png", dpi=100))
-    plt.close(figure)
+    save_figure(figure, path, 100)
 
 
 @stage.command

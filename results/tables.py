@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import stage  # noqa: E402
 from audit import TITLES  # noqa: E402
 from evaluate import measurable  # noqa: E402
+from report import pyplot, save_figure  # noqa: E402
 from train_recognizer import SMALL  # noqa: E402
 
 ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
@@ -150,11 +151,8 @@ def quality(folder: Path) -> str:
 
 def draw_gain(path: Path, rows: dict, far: str) -> None:
     """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     arms = [a for a in ARMS if a != "real" and any(a == b for _, _, b in rows)]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
     for axis, metric, title in zip(axes, ("eer", "miss"), ("EER", f"1 - TAR@FAR={far}")):
         for y, arm in enumerate(arms):
             pairs = sorted((f, s) for f, s, a in rows if a == arm and (f, s, "real") in rows)
@@ -168,8 +166,7 @@ def draw_gain(path: Path, rows: dict, far: str) -> None:
         axis.axvline(0, color="gray", lw=1)
         axis.set(title=title, xlabel="points; left: fewer errors",
                  yticks=range(len(arms)), yticklabels=[ARMS[a] for a in arms])
-    stage.write_atomic(path, lambda p: figure.savefig(p, format="png", dpi=120))
-    plt.close(figure)
+    save_figure(figure, path)
 
 
 @stage.command

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 
 import prepare_data
 import stage
@@ -131,3 +132,68 @@ def test_bad_sources(photos, tmp_path, fails):
     fails(prepare_data.main, ["folder", photos, "--out", tmp_path / "out"], "person 3/2.jpg")
     fails(prepare_data.main, ["mxnet", photos, "--out", tmp_path / "out"], "mxnet")
     assert not (tmp_path / "out").exists()
+
+
+def test_lfw_and_omniglot_where_the_libraries_keep_them(photos, tmp_path, monkeypatch, fails):
+    """Without SRC: the folders that scikit-learn and torchvision fetched; one line where they cannot fetch."""
+    monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "sklearn"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    shutil.copytree(photos, tmp_path / "sklearn/lfw_home/lfw_funneled")
+    (tmp_path / "sklearn/lfw_home/lfw_funneled/person 4/2.jpg").unlink()
+    argv = ["--min-images", "3", "--crop", "0", "0", "30", "30", "--test-classes", "1", "--out", str(tmp_path / "lfw")]
+    assert prepare_data.main(["lfw", *argv]) == 0
+    split = json.loads((tmp_path / "lfw/split.json").read_text())
+    assert len(split["train"]) == 3 and len(split["test"]) == 1 and "person 4" not in split["train"] | split["test"]
+    for part, classes in (("background", 3), ("evaluation", 2)):
+        for i in range(classes):
+            folder = tmp_path / f"cache/scoremix/omniglot-py/images_{part}/{part}/character{i}"
+            shutil.copytree(photos / "person 0", folder)
+    assert prepare_data.main(["omniglot", "--out", str(tmp_path / "omniglot")]) == 0
+    split = json.loads((tmp_path / "omniglot/split.json").read_text())
+    assert split["test"] == {"evaluation.character0": 3, "evaluation.character1": 3}
+    monkeypatch.setattr("torchvision.datasets.Omniglot", refuse)
+    monkeypatch.setattr("sklearn.datasets.fetch_lfw_people", refuse)
+    shutil.rmtree(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "sklearn")
+    fails(prepare_data.main, ["omniglot", "--out", tmp_path / "a"], "cannot fetch Omniglot (no network)", "SRC")
+    fails(prepare_data.main, ["lfw", "--out", tmp_path / "a"], "cannot fetch LFW (no network)", "SRC/<name>")
+
+
+def refuse(*args, **kwargs):
+    raise OSError("no network")
+
+
+def test_tinyface(photos, tmp_path, fails):
+    """Probes and gallery by person, the rest as distractors; the lists as MATLAB writes them, cells of names."""
+    images, source = sorted(photos.glob("*/*.jpg")), tmp_path / "Testing_Set"
+    for folder, names in (
+        ("Probe", ["p1.jpg", "p2.jpg"]),
+        ("Gallery_Match", ["a.jpg", "b.jpg", "c.jpg"]),
+        ("Gallery_Distractor", ["x.jpg", "y.jpg"]),
+    ):
+        (source / folder).mkdir(parents=True)
+        for name in names:
+            shutil.copy(images.pop(), source / folder / name)
+
+    def cells(*names):
+        made = np.empty((len(names), 1), object)
+        made[:, 0] = names
+        return made
+
+    probes = {"probe_set": cells("p1.jpg", "p2.jpg"), "probe_ids": np.array([[7], [8]], np.uint16)}
+    savemat(source / "probe_img_ID_pairs.mat", probes)
+    gallery = {"gallery_set": cells("a.jpg", "b.jpg", "c.jpg"), "gallery_ids": np.array([[7], [8], [8]], np.uint16)}
+    savemat(source / "gallery_match_img_ID_pairs.mat", gallery)
+    out = tmp_path / "out"
+    assert prepare_data.main(["tinyface", str(source), "--out", str(out)]) == 0
+    made = {str(p.relative_to(out)) for p in out.glob("*/*/*")}
+    assert made == {"probe/7/p1.jpg", "probe/8/p2.jpg", "gallery/7/a.jpg", "gallery/8/b.jpg", "gallery/8/c.jpg"} | {
+        "gallery/distractor/x.jpg",
+        "gallery/distractor/y.jpg",
+    }
+    assert (out / "gallery/8/c.jpg").read_bytes() == (source / "Gallery_Match/c.jpg").read_bytes()
+    (source / "Gallery_Match/c.jpg").unlink()
+    fails(prepare_data.main, ["tinyface", source, "--out", tmp_path / "b"], "names c.jpg", "Gallery_Match")
+    (source / "probe_img_ID_pairs.mat").write_bytes(b"no list")
+    fails(prepare_data.main, ["tinyface", source, "--out", tmp_path / "b"], "probe_img_ID_pairs.mat is no list")
+    assert not (tmp_path / "b").exists()
