@@ -10,14 +10,14 @@ Reads   recognisers (or --embeddings of any other system), and benchmarks, as ma
         --templates   a folder of `prepare_data.py ijb`: 1:1 verification of templates
 Writes  OUT/table.md, OUT/results.csv, OUT/results.json, figures; of --data also OUT/draws.npz (every resample).
 
-The images of one person are not independent, so where identities are known the 95 % intervals resample identities; the
-models share every draw, so their difference has an interval of its own. Elsewhere: the std over the folds, or nothing.
+Images of one person are not independent, so where identities are known the intervals resample identities; models share
+every draw, so their difference has an interval of its own. Elsewhere there is the std over the folds, or nothing.
 """
 
 import argparse
 import math
-import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,8 @@ import testsets
 from testsets import Embeddings, TestSet
 from train_recognizer import ARCHS, count_flops, embed, load_recognizer
 
-RANKS = 1, 5, 20
+RANKS, VOID = (1, 5, 20), 0.05  # VOID: the share of resamples that may lack genuine or impostor pairs
+TIE = 1e-6  # similarities this near are equal: a matrix product rounds even copies apart
 
 
 def parse_args(argv=None):
@@ -37,13 +38,15 @@ def parse_args(argv=None):
     g = parser.add_argument_group("models; all are compared with the first one")
     g.add_argument("--model", nargs="+", default=[], metavar="RUN", help="recognisers: runs, or files of weights")
     g.add_argument("--embeddings", nargs="+", default=[], metavar="NPZ",
-                   help="other systems: `embeddings` (N, D) and `paths` (N,), as in the lists or <class>/<image>")
+                   help="other systems: `embeddings` (N, D) and `paths` (N,) as the lists have them; of folders "
+                   "<class>/<image>, probe/<class>/<image>, gallery/<class>/<image>")
     g.add_argument("--save-embeddings", action="store_true", help="write OUT/embeddings-<model>.npz, such a file")
     g.add_argument("--arch", choices=[a for a in ARCHS if a != "small"],
                    help="for public weights, a state dict with InsightFace's key names: its backbone")
     g.add_argument("--bgr", action="store_true", help="public weights that take blue first (default: red first)")
-    g.add_argument("--mean", type=float, default=127.5, help="of public weights, in grey levels (default: 127.5)")
-    g.add_argument("--std", type=stage.number(float, 1e-6), default=127.5, help="likewise (default: 127.5)")
+    g.add_argument("--mean", type=stage.number(float, 0, 255), default=127.5,
+                   help="of public weights, what is taken from the grey levels 0 ... 255 (default: 127.5)")
+    g.add_argument("--std", type=stage.number(float, 1, 255), default=127.5, help="what divides them (default: 127.5)")
     g = parser.add_argument_group("benchmarks")
     g.add_argument("--data", nargs="+", metavar="DIR", help="image folders of the test classes, united by class name")
     g.add_argument("--pairs", nargs="+", default=[], metavar="CSV", help="lists of pairs, each a benchmark")
@@ -62,6 +65,10 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if not args.model and not args.embeddings:
         raise stage.StageError("nothing to measure; give --model or --embeddings")
+    for flags, needs in ((args.bgr or (args.mean, args.std) != (127.5, 127.5), "arch"),
+                         (args.keep_norm or args.detector_scores, "templates"), (args.save_embeddings, "model")):
+        if flags and not getattr(args, needs):
+            raise stage.StageError(f"a flag was given that changes nothing without --{needs}; leave it out")
     if bool(args.gallery) != bool(args.probe):
         raise stage.StageError("--gallery and --probe belong together; give both")
     if not (args.data or args.pairs or args.probe or args.templates):
@@ -138,8 +145,8 @@ def report_far(impostors: int) -> float:
 
 
 def best_threshold(scores: np.ndarray, gain: np.ndarray) -> float:
-    """The threshold with the most correct decisions, accept = score >= threshold. scores (n,) rise; gain (n,) is the
-    weight of a genuine pair, minus the weight of an impostor pair: what its acceptance changes.
+    """The threshold with the most correct decisions, accept = score >= threshold. scores (n,) rise; gain (n,): what
+    accepting the pair changes, the weight of a genuine one, minus the weight of an impostor.
 
     Candidates lie midway between neighbouring distinct scores, at the lowest score (accept all) and just above the
     highest (accept none). Of equally good ones the middle of the widest run of neighbours, the lowest of such runs.
@@ -185,7 +192,9 @@ def pair_scores(z: np.ndarray, a: np.ndarray, b: np.ndarray, chunk: int = 4096) 
 
 
 def unit(z: np.ndarray) -> np.ndarray:  # rows (N, dim) of length 1
-    return z / np.maximum(np.sqrt(np.einsum("nd,nd->n", z, z)), 1e-12)[:, None]
+    peak = np.maximum(z.max(axis=1, keepdims=True), -z.min(axis=1, keepdims=True))
+    z = np.ldexp(z, -np.frexp(peak)[1])  # by a power of two, which is exact: the squares of 1e20 would overflow
+    return z / np.sqrt(np.einsum("nd,nd->n", z, z)).clip(0.1)[:, None]  # zero stays zero
 
 
 def pool_templates(z: np.ndarray, template: np.ndarray, media: np.ndarray):
@@ -205,7 +214,7 @@ def pool_templates(z: np.ndarray, template: np.ndarray, media: np.ndarray):
 
 def identification_ranks(probes, y_probes, gallery, y_gallery, chunk: int = 256) -> np.ndarray:
     """Rank (P,) of each probe's identity in a closed-set search: 1 + the gallery images of others that are at least as
-    similar as the most similar one of its own. probes (P, dim) and gallery (G, dim) unit embeddings, labels (P,), (G,).
+    similar as the most similar one of its own, up to TIE. probes (P, dim), gallery (G, dim), labels (P,) and (G,).
 
     Raises StageError where a probe's identity has no gallery image.
     """
@@ -216,7 +225,7 @@ def identification_ranks(probes, y_probes, gallery, y_gallery, chunk: int = 256)
         if not own.any(axis=1).all():
             raise stage.StageError("a probe's identity has no image in the gallery: the search is over a closed set")
         best = np.where(own, similarity, -np.inf).max(axis=1, keepdims=True)
-        ranks.append(1 + ((similarity >= best) & ~own).sum(axis=1))
+        ranks.append(1 + ((similarity >= best - TIE) & ~own).sum(axis=1))
     return np.concatenate(ranks)
 
 
@@ -258,35 +267,31 @@ class Verification:
 class AllPairs(Verification):
     """Verification of all image pairs, and leave-one-out rank-1: z (N, dim) unit embeddings, labels (N,).
 
-    In a resample the probes of i weigh w_i and search among the images of the drawn identities.
+    In a resample the probes of identity i weigh w_i and search among all images, whose number a rank depends on.
     """
 
     def __init__(self, z: np.ndarray, labels: np.ndarray):
-        z, rows = z.astype(np.float64), np.arange(len(labels))
+        z = z.astype(np.float64)
         similarity = z @ z.T
         self.a, self.b = np.triu_indices(len(labels), 1)
         first, second = labels[self.a], labels[self.b]
         super().__init__(similarity[self.a, self.b], first == second, None, first, second)
         np.fill_diagonal(similarity, -np.inf)
-        columns = [similarity[:, labels == i].max(axis=1) for i in range(labels.max() + 1)]
-        to_class = np.stack(columns, axis=1)  # (N, identities): the most similar other image of each identity
-        self.labels, self.best_same = labels, to_class[rows, labels].copy()
-        to_class[rows, labels] = -np.inf
-        self.to_class, self.probes = to_class, np.isfinite(self.best_same)  # an image alone in its class is no probe
+        own = labels[:, None] == labels
+        best = np.where(own, similarity, -np.inf).max(axis=1)
+        self.found = best > np.where(own, -np.inf, similarity).max(axis=1) + TIE
+        self.probes = labels[best > -np.inf]  # an image alone in its class is no probe
+        self.found = self.found[best > -np.inf]
 
     def metrics(self, w=None) -> dict:
         """Those of Verification, and rank-1."""
-        w = np.ones(self.to_class.shape[1], np.int64) if w is None else w
-        found = self.best_same > self.to_class[:, w > 0].max(axis=1)
-        probes = w[self.labels] * self.probes
-        alone = (w > 0).sum() < 2 or not probes.any()  # nobody to be mistaken for, or no probe
-        return super().metrics(w) | {"rank1": math.nan if alone else float((found * probes).sum() / probes.sum())}
+        weight = np.ones(len(self.probes)) if w is None else w[self.probes]
+        return super().metrics(w) | {"rank1": float(weight @ self.found / weight.sum()) if weight.any() else math.nan}
 
 
 class Identification:
-    """Shares of the probes whose rank is at most 1, 5, 20. ranks (P,), labels (P,) of the probes; in a resample the
-    probes of identity i weigh w_i, the gallery stays."""
-
+    """Shares of the probes (ranks, labels, both (P,)) whose rank is at most 1, 5, 20. In a resample the probes of
+    identity i weigh w_i, the gallery stays."""
     def __init__(self, ranks: np.ndarray, labels: np.ndarray):
         self.ranks, self.labels = ranks, labels
 
@@ -307,15 +312,8 @@ def draw_identities(group: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 
 # -------------------------------------------------------------------------------------------------------------- run
-def names_of(models: list[str]) -> list[str]:
-    """The run directories' or files' names, or their whole paths where names repeat."""
-    short = [Path(m).parent.name if Path(m).name == "model.pt" else re.sub(r"\.(npz|pth?)$", "", Path(m).name)
-             for m in models]
-    return short if len(set(short)) == len(short) else models
-
-
-def raw_embeddings(test: TestSet, system, device, read: dict, out: stage.Run) -> tuple[np.ndarray, str]:
-    """Embeddings (N, dim) of a test set's images, with their norms; how they were made. read: the images so far."""
+def raw_embeddings(test: TestSet, system, device, read: dict, cost: Counter) -> tuple[np.ndarray, str]:
+    """Embeddings (N, dim) of a test set's images, with their norms; how they were made. read: size -> its images."""
     if isinstance(system, Embeddings):
         return system.z[system.rows_of(test)], "embeddings as given"
     (model, config), key = system, (system[1]["size"], system[1]["channels"])
@@ -324,13 +322,16 @@ def raw_embeddings(test: TestSet, system, device, read: dict, out: stage.Run) ->
     z = embed(model, images, config, device, unit=False).numpy()
     one = torch.zeros(1, config["channels"], config["size"], config["size"], device=device)
     evaluations = len(z) * (1 + config["flip"])
-    out.spend(device, images=len(z), network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
-    return z, "embeddings of image and mirror image summed" if config["flip"] else "no mirror images"
+    cost.update(images=len(z), network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
+    how = "embeddings of image and mirror image summed" if config["flip"] else "no mirror images"
+    if "bgr" in config:  # public weights
+        how += f", {'blue' if config['bgr'] else 'red'} first, (x - {config['mean']:g}) / {config['std']:g}"
+    return z, how
 
 
 def read_inputs(args, device) -> tuple[dict, list[TestSet], list[str]]:
     """name -> (model, config) or Embeddings; the test sets; the models' files. What is wrong with them is said here."""
-    names, systems, files = names_of([*args.model, *args.embeddings]), {}, []
+    names, systems, files = report.names_of([*args.model, *args.embeddings]), {}, []
     tests = testsets.read(args)
     if len(set(names)) < len(names):
         raise stage.StageError("--model or --embeddings names the same system twice; leave one out")
@@ -338,7 +339,7 @@ def read_inputs(args, device) -> tuple[dict, list[TestSet], list[str]]:
         model, saved = load_recognizer(path, device, args.arch, args.bgr, args.mean, args.std)
         systems[name] = model, saved["config"] | ({} if args.flip is None else {"flip": args.flip})
         files.append(saved["path"])
-        seen = set(saved["classes"]) & {c for t in tests for c in t.arrays.get("classes", ())}
+        seen = set(saved["classes"]) & {c for t in tests for c in t.people}
         if seen:
             print(f"warning: {name} was trained on {len(seen)} classes that bear the names of test classes, such as "
                   f"{min(seen)}; a fair test has none", file=sys.stderr)
@@ -369,13 +370,13 @@ def measure(test: TestSet, z: np.ndarray, args):
 
 
 def describe(test: TestSet, how: str, args) -> str:
-    """The protocol in words, for results.json."""
+    """The protocol in words."""
     parts = [test.protocol, "cosine", how]
     if test.kind == "templates":
         parts.append("pooled with their norms" if args.keep_norm else "pooled at length 1")
         parts += ["weighed by the detector's score"] if args.detector_scores else []
     if test.kind == "search":
-        parts.append("ties count against the probe")
+        parts.append(f"ties (within {TIE:g}) count against the probe")
     else:
         parts.append("accepted at or above the threshold, FAR does not exceed its target")
     return "; ".join([*parts, "identities are not known: no intervals" if test.group is None else
@@ -383,21 +384,22 @@ def describe(test: TestSet, how: str, args) -> str:
 
 
 def summary(value: dict, draws: dict, spread: dict | None = None) -> dict:
-    """metric -> {value, ci95: the 95 % percentile interval of its draws, if there are any, std, if there is one}."""
+    """metric -> {value, ci95: the 95 % percentile interval of its draws, unless VOID of them say nothing, std}."""
     made = {k: {"value": v} for k, v in value.items()}
     for k, x in draws.items():
-        made[k]["ci95"] = np.nanpercentile(x, [2.5, 97.5]).tolist()
+        if np.isnan(x).mean() <= VOID:
+            made[k]["ci95"] = np.nanpercentile(x, [2.5, 97.5]).tolist()
     for k, x in (spread or {}).items():
         made[k]["std"] = x
     return made
 
 
-def assess(test: TestSet, systems: dict, args, device, out: stage.Run, kept: dict) -> tuple[list, dict, dict]:
+def assess(test: TestSet, systems: dict, args, device, cost: Counter, kept: dict) -> tuple[list, dict, dict]:
     """Results, draws and pictures of every system on one test set; kept: name -> image -> embedding, to be saved."""
     results, draws, pictures, read = [], {}, {}, {}
     drawn = [] if test.group is None else draw_identities(test.group, args.draws, args.seed)
     for name, system in systems.items():
-        z, how = raw_embeddings(test, system, device, read, out)
+        z, how = raw_embeddings(test, system, device, read, cost)
         if args.save_embeddings and not isinstance(system, Embeddings):
             kept[name] |= dict(zip(test.names, z))
         z = z if args.keep_norm and test.kind == "templates" else unit(z)
@@ -417,16 +419,12 @@ def assess(test: TestSet, systems: dict, args, device, out: stage.Run, kept: dic
     return results, draws, pictures
 
 
-def average(results: list[dict], draws: list[dict]) -> tuple[list, dict]:
+def average(lists: list[list[dict]]) -> list[dict]:
     """Mean accuracy of several lists, of each system: the paper's Avg-H for LFW, CFP-FP, AgeDB-30, CALFW and CPLFW."""
-    made, averaged, name = [], {}, f"average of {len(draws)} lists"
-    for system in draws[0]:
-        value = np.mean([r["metrics"]["accuracy"]["value"] for r in results if r["name"] == system])
-        known = all(d[system] for d in draws)
-        averaged[system] = {"accuracy": np.mean([d[system]["accuracy"] for d in draws], axis=0)} if known else {}
-        made.append({"name": system, "benchmark": name, "protocol": "mean accuracy of the lists", "counts": {},
-                     "metrics": summary({"accuracy": float(value)}, averaged[system])})
-    return made, averaged
+    # without an interval: the lists may share people
+    values = [(of[0]["name"], float(np.mean([r["metrics"]["accuracy"]["value"] for r in of]))) for of in zip(*lists)]
+    return [{"name": name, "benchmark": f"average of {len(lists)} lists", "protocol": "mean accuracy of the lists",
+             "counts": {}, "metrics": summary({"accuracy": value}, {})} for name, value in values]
 
 
 def compare(results: list[dict], draws: dict) -> None:
@@ -438,11 +436,11 @@ def compare(results: list[dict], draws: dict) -> None:
 
 
 def columns_of(test: TestSet, impostors: int, alone: bool) -> list[str]:
-    """The metrics of a test set that table.md shows; results.csv has them all."""
+    """The metrics of a test set that table.md shows, fewer where it is not alone; results.csv has them all."""
     if test.kind == "search":
         return [f"rank{k}" for k in RANKS]
     if test.kind == "templates":
-        return list(measurable(impostors))[::-1]
+        return [*measurable(impostors)][::-1] or ["eer", "auc"]
     fars = [k for k, f in measurable(impostors).items() if f >= report_far(impostors)]
     if test.kind == "folder":
         return ["eer", *fars, "auc", "rank1"]
@@ -453,40 +451,38 @@ def columns_of(test: TestSet, impostors: int, alone: bool) -> list[str]:
 def run(args) -> None:
     device = stage.pick_device(args.device)
     systems, tests, models = read_inputs(args, device)
-    args.images = {t.name: t.digest() for t in tests}
-    out = stage.Run("evaluate", args, {"model": models, "embeddings": args.embeddings,
-                                       "tests": [f for t in tests for f in t.inputs]})
+    args.images = {t.name: t.digest() for t in tests} if args.model else None
+    templates = [str(Path(d) / f) for d in args.templates for f in ("templates.csv", "pairs.npz")]
+    out = stage.Run("evaluate", args, {
+        "model": models, "embeddings": args.embeddings, "data": args.data or [], "pairs": args.pairs,
+        "probe": args.probe or [], "gallery": args.gallery or [], "templates": templates})
     if (out.dir / "results.json").exists():
         print((out.dir / "table.md").read_text() + f"already evaluated: {out.dir}")
         return
-    results, columns, pictures, lines, lists, kept = [], [], {}, [], [], {name: {} for name in systems}
-    for test in tests:
-        entries, draws, drawn = assess(test, systems, args, device, out, kept)
+    results, columns, pictures, lines, lists, folder_draws = [], [], {}, [], [], None
+    cost, kept = Counter(), {name: {} for name in systems}
+    for test in tests:  # nothing is written before all are done: a corrected command may take the directory over
+        entries, draws, of_models = assess(test, systems, args, device, cost, kept)
         compare(entries, draws)
         results += entries
         columns += [(test.name, k) for k in columns_of(test, entries[0]["counts"].get("impostor", 0), len(tests) == 1)]
-        pictures |= {test.name: drawn} if drawn else {}
-        if test.kind == "folder":
-            stage.write_atomic(out.dir / "draws.npz", lambda p: report.write_draws(p, draws))
-        if "accuracy" in entries[0]["metrics"]:
-            lists.append((entries, draws))
-        counts = ", ".join(f"{n:,} {k}" for k, n in entries[0]["counts"].items()) + " pairs" * bool(drawn)
-        lines.append(f"{test.name}: {counts}. {entries[0]['protocol']}.")
-        lines += [report.verdict(e["name"], test.name, e["difference_to_first"]) for e in entries[1:]
-                  if draws[e["name"]] and "eer" in e["metrics"]]
+        lines += report.sentences(test.name, entries)
+        pictures |= {test.name: of_models} if of_models else {}
+        lists += [entries] if "accuracy" in entries[0]["metrics"] else []
+        folder_draws = draws if test.kind == "folder" else folder_draws
     if len(lists) > 1:
-        entries, draws = average([e for entries, _ in lists for e in entries], [d for _, d in lists])
-        compare(entries, draws)
-        results += entries
-        columns.append((entries[0]["benchmark"], "accuracy"))
-    table = [report.write_table(results, columns, 1 if all(t.kind == "folder" for t in tests) else 2), "", *lines,
-             "In percent. In brackets: 95 % intervals by resampling identities; they do not cover the training seed. "
-             "±: standard deviation over the folds."]
+        results += (averages := average(lists))
+        compare(averages, {e["name"]: {} for e in averages})
+        columns.append((averages[0]["benchmark"], "accuracy"))
+    digits = 1 if all(t.kind == "folder" for t in tests) else 2
+    table = [report.write_table(results, columns, digits), "", *lines, report.NOTE]
     made = report.draw_figures(out.dir, pictures) if pictures else []
     made += testsets.write_embeddings(out.dir, kept)
+    if folder_draws:
+        stage.write_atomic(out.dir / "draws.npz", lambda p: report.write_draws(p, folder_draws))
     stage.write_atomic(out.dir / "results.csv", lambda p: p.write_text(report.write_csv(results)))
     stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(table) + "\n"))
-    out.spend(device)
+    out.spend(device, **cost)
     stage.write_json(out.dir / "results.json", {"models": report.as_json(results)})
     print(*table, f"wrote {', '.join(['table.md', 'results.csv', 'results.json', *made])} in {out.dir}", sep="\n")
 

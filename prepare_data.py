@@ -73,6 +73,9 @@ def parse_args(argv=None):
         if kind == "lfw":
             p.add_argument("--min-images", type=stage.number(int, 1), default=4, metavar="N",
                            help="leave out people with fewer images (default: 4)")
+        if kind == "omniglot":
+            p.add_argument("--per-class", type=stage.number(int, 1), default=20, metavar="N",
+                           help="images of each character, the first N by name (default: all 20)")
         if kind == "pairs":
             p.add_argument("--list", metavar="FILE", help="the list (default: SRC/pairs.txt)")
         size = {"type": stage.number(int, 8, 1024)}
@@ -172,7 +175,9 @@ def from_folders(args, source: Path) -> tuple[dict, dict]:
             for alphabet in alphabets:
                 classes, paths, labels = stage.scan([alphabet])
                 classes = [f"{alphabet.name}.{c}" for c in classes]
-                for kept, more in zip(found, ([p.stem for p in paths], [classes[i] for i in labels], paths)):
+                images = [(p.stem, classes[i], p) for k, (p, i) in enumerate(zip(paths, labels))
+                          if k - labels.index(i) < args.per_class]
+                for kept, more in zip(found, zip(*images)):
                     kept += more
                 test |= set(classes) if part == "images_evaluation" else set()
         return split(args, *found, test)
@@ -216,7 +221,7 @@ def from_bin(args, sources: list[Path]) -> tuple[dict, dict]:
 def from_pairs(args, source: Path) -> tuple[dict, dict]:
     """LFW's pairs.txt: `folds<TAB>n`, then for each fold n lines `name i j` and n lines `name i other j`."""
     path = Path(args.list or source / "pairs.txt")
-    called = path.stem if args.list else source.resolve().name
+    called = source.resolve().name if path.stem == "pairs" else path.stem
     lines = [x.split("\t") if "\t" in x else x.split() for x in read_text(path).splitlines() if x.strip()]
     head = lines.pop(0) if lines else []
     folds, each = (int(x) for x in (head if len(head) == 2 else [1, *head])) if all(
@@ -257,7 +262,7 @@ def from_tinyface(args, source: Path) -> tuple[dict, dict]:
         for name, person in rows:
             if not (source / folder / name).is_file():
                 raise stage.StageError(f"{source / listing} names {name}, which {source / folder} does not have")
-            targets[f"{part}/{person}/{Path(name).stem}"] = source / folder / name
+            targets[f"{part}/{int(person)}/{Path(name).stem}"] = source / folder / name
         counts[part] = len(rows)
     others = stage.scan([source])
     others = [p for p in others[1] if p.parent.name == "Gallery_Distractor"]
@@ -370,15 +375,11 @@ def run(args) -> None:
         if not isinstance(image, Path):
             archive = next((s for s in np.atleast_1d(args.src) if Path(s).stem == target.split("/")[0]), args.src)
             image = Encoded(image(), f"{target} of {archive}")
+        stage.decode(image, args.size, crop=crop)
         if not as_it_is:
-            stage.decode(image, args.size, crop=crop)
             return ".png"
-        try:
-            with Image.open(image, formats=stage.FORMATS) as file:
-                return f".{file.format.lower()}".replace("jpeg", "jpg").replace("mpo", "jpg")
-        except Exception as error:
-            raise stage.StageError(f"{image} is no image of a kind that is read here, {' '.join(stage.FORMATS)} "
-                                   f"({type(error).__name__}); replace or delete it") from None
+        with Image.open(image, formats=stage.FORMATS) as file:
+            return f".{file.format.lower()}".replace("jpeg", "jpg").replace("mpo", "jpg")
 
     def convert(target: str) -> None:
         goal, image = out.dir / f"{target}{endings[target]}", targets[target]

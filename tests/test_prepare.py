@@ -151,6 +151,9 @@ def test_lfw_and_omniglot_where_the_libraries_keep_them(photos, tmp_path, monkey
     assert prepare_data.main(["omniglot", "--out", str(tmp_path / "omniglot")]) == 0
     split = json.loads((tmp_path / "omniglot/split.json").read_text())
     assert split["test"] == {"evaluation.character0": 3, "evaluation.character1": 3}
+    assert prepare_data.main(["omniglot", "--per-class", "2", "--out", str(tmp_path / "few")]) == 0
+    assert set(json.loads((tmp_path / "few/split.json").read_text())["train"].values()) == {2}
+    assert {p.name for p in (tmp_path / "few/test").glob("*/*")} == {"0.png", "1.png"}
     monkeypatch.setattr("torchvision.datasets.Omniglot", refuse)
     monkeypatch.setattr("sklearn.datasets.fetch_lfw_people", refuse)
     shutil.rmtree(tmp_path / "cache")

@@ -2,7 +2,6 @@
 
 import json
 
-import pytest
 import torch
 from conftest import succeed
 
@@ -12,16 +11,6 @@ import train_recognizer
 
 def metrics(out):
     return [m["metrics"] for m in json.loads((out / "results.json").read_text())["models"]]
-
-
-@pytest.fixture(scope="module")
-def public(tmp_path_factory):
-    """An untrained ir18 as InsightFace would save it: a bare state dict."""
-    torch.manual_seed(0)
-    network = train_recognizer.IResNet("ir18", 32, 3)
-    path = tmp_path_factory.mktemp("public") / "backbone.pth"
-    torch.save(network.state_dict(), path)
-    return path, network
 
 
 def test_public_weights_load_and_ours_export_the_same(public, tmp_path):
@@ -77,4 +66,24 @@ def test_weights_that_do_not_fit(public, faces, tmp_path, fails):
         more = ["--arch", arch] if arch else []
         argv = ["--model", tmp_path / name, *more, "--data", faces / "test", "--out", tmp_path / "out"]
         fails(evaluate.main, argv, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_are_no_whole_model(public, faces, tmp_path, fails):
+    weights = public[1].state_dict()
+    torch.save({**weights, "fc.weight": torch.zeros(3)}, tmp_path / "flat.pth")
+    torch.save({"epoch": 3, "state_dict_backbone": weights}, tmp_path / "training.pth")
+    torch.save({"kind": "recognizer"}, tmp_path / "hollow.pt")
+    data = ["--data", faces / "test", "--out", tmp_path / "out"]
+    for name, words in (
+        ("flat.pth", ["keys and shapes", "conv1.weight"]),
+        ("training.pth", ["no state dict"]),
+        ("none.pth", ["none.pth is missing"]),
+        ("hollow.pt", ["hollow.pt is damaged"]),
+    ):
+        fails(evaluate.main, ["--model", tmp_path / name, "--arch", "ir18", *data], *words)
+    fails(evaluate.main, ["--model", tmp_path / "hollow.pt", *data], "hollow.pt is damaged")
+    fails(evaluate.main, ["--model", tmp_path / "flat.pth", "--bgr", *data], "changes nothing without --arch")
+    fails(evaluate.main, ["--model", tmp_path / "flat.pth", "--arch", "ir18", "--mean", "nan", *data], "--mean")
+    fails(evaluate.main, ["--model", tmp_path / "flat.pth", "--keep-norm", *data], "without --templates")
     assert not (tmp_path / "out").exists()
