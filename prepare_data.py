@@ -386,14 +386,14 @@ def run(args) -> None:
         goal.parent.mkdir(parents=True, exist_ok=True)
         if as_it_is:
             data = image.read_bytes() if isinstance(image, Path) else image()
-            stage.write_atomic(goal, lambda p: p.write_bytes(data))
+            stage.write_atomic(goal, lambda p: p.write_bytes(data), sync=False)
             return
         if args.source == "ijb":
             picture = image()
         else:
             image = image if isinstance(image, Path) else Encoded(image(), target)
             picture = Image.fromarray(stage.decode(image, args.size, crop=crop).squeeze())
-        stage.write_atomic(goal, lambda p: picture.save(p, "PNG"))
+        stage.write_atomic(goal, lambda p: picture.save(p, "PNG"), sync=False)
 
     def each(action, text: str) -> list:
         with ThreadPoolExecutor() as pool:
@@ -412,6 +412,7 @@ def run(args) -> None:
         elif isinstance(content, list):
             rows = [[f"{x}{endings[x]}" if x in endings else x for x in row] for row in content]
             stage.write_atomic(goal, lambda p: write_csv(p, rows))
+    os.sync()  # the images, which were not written out one by one
     out.spend(torch.device("cpu"), images=len(targets))
     stage.write_json(out.dir / marker, last[marker])
     if marker == "split.json":

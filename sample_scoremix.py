@@ -15,6 +15,7 @@ import csv
 import hashlib
 import itertools
 import math
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,7 +257,17 @@ def wait(writing: list) -> None:
 
 def write_png(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(exist_ok=True)
-    stage.write_atomic(path, lambda p: Image.fromarray(image.squeeze()).save(p, "PNG"))  # (H, W, C)
+    stage.write_atomic(path, lambda p: Image.fromarray(image.squeeze()).save(p, "PNG"), sync=False)  # (H, W, C)
+
+
+def whole(path: Path) -> bool:
+    """Whether a PNG is there to its last byte: a loss of power may cut files."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(-12, os.SEEK_END)
+            return file.read() == b"\0\0\0\0IEND\xaeB`\x82"
+    except OSError:
+        return False
 
 
 # -------------------------------------------------------------------------------------------------------------- run
@@ -340,11 +351,12 @@ def run(args) -> None:
         strong, soft = calls * (m + (args.guidance != 1)), calls * m * bool(args.guide)
         out.spend(device, images=len(keys), network_evaluations=strong + soft, flops=strong * flops + soft * weak_flops)
         return images
-    if (out.dir / "manifest.csv").exists() and all(path.exists() for path in target.values()):
+    there = {item: whole(path) for item, path in target.items()}
+    if (out.dir / "manifest.csv").exists() and all(there.values()):
         print(f"already sampled: {out.dir}")
         return
     batches = [work[i:i + args.batch] for i in range(0, len(work), args.batch)]
-    missing = [b for b in batches if not all(target[item].exists() for item in b)]
+    missing = [b for b in batches if not all(there[item] for item in b)]
     done = len(work) - sum(map(len, missing))
     bar = stage.progress(total=len(work), initial=done, desc=out.dir.name, unit="img")
     with ThreadPoolExecutor(4) as writers, bar:
@@ -367,6 +379,7 @@ def run(args) -> None:
             columns = range(1, order + 1)
             table.writerow(["path", *(f"class_{i}" for i in columns), *(f"weight_{i}" for i in columns), "seed"])
             table.writerows([target[item].relative_to(out.dir), *item[0], *lam[item], args.seed] for item in work)
+    os.sync()  # the images, which were not written out one by one
     stage.write_atomic(out.dir / "manifest.csv", write_manifest)
     print(f"wrote {len(work)} images of {len(mixes)} classes to {out.dir}; look at {out.dir / 'preview.png'}")
 

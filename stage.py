@@ -2,13 +2,16 @@
 fingerprints, lock, atomic checkpoints, resume, log, cost), one-line errors, the choice of a device."""
 
 import argparse
+import contextlib
 import fcntl
 import functools
 import hashlib
 import json
 import os
 import resource
+import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +25,7 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}  # and w
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # would make PIL start another program
 FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
 began, locks = time.monotonic(), {}  # when this command began; directory -> the open file that holds its lock
+signals, patient = [], False  # what came in; whether the first one waits for the end of a training step
 progress = functools.partial(tqdm, mininterval=1 if sys.stderr.isatty() else 15, leave=sys.stderr.isatty())
 
 class StageError(Exception):
@@ -43,24 +47,34 @@ def number(kind: type, low: float, high: float = 2 ** 63 - 1):
         return x
     return number
 
+def interrupt(number: int, frame=None) -> None:
+    """SIGINT, SIGTERM: a training ends its step and saves; other work stops here, and all does at the second signal."""
+    signals.append(number)
+    if not patient or len(signals) > 1:
+        raise KeyboardInterrupt
+
 def command(body):
-    """Turn `body(argv)` into `main(argv=None) -> int`: 0, or one line on stderr and 2 (130 for an interrupt)."""
+    """Turn `body(argv)` into `main(argv=None) -> int`: 0, or one line on stderr and 2 (128 + n for signal n)."""
     @functools.wraps(body)
     def main(argv=None) -> int:
-        global began
-        began = time.monotonic()
+        global began, patient
+        began, patient, here = time.monotonic(), False, threading.current_thread() is threading.main_thread()
+        signals.clear()
+        before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM) if here}
         try:
             torch.set_flush_denormal(True)  # denormals slow a CPU down several times and carry nothing here
             body(argv)
             return 0
         except KeyboardInterrupt:
-            message, code = "interrupted; the same command goes on from the last checkpoint", 130
+            message, code = "interrupted; the same command goes on where this one stopped", 128 + (*signals, 2)[0]
         except torch.OutOfMemoryError:
             message, code = "out of device memory; lower --batch (or --size), in a new --out", 2
         except (StageError, OSError, UnicodeError) as error:
             message, code = str(error), 2
         finally:
             locks.clear()
+            for number, handler in before.items():
+                signal.signal(number, handler)
         print(f"{Path(body.__code__.co_filename).name}: error: {' '.join(message.split())}", file=sys.stderr)
         return code
     return main
@@ -144,11 +158,22 @@ def batch_indices(step: int, n: int, batch: int, seed: int) -> torch.Tensor:
     chain = [torch.randperm(n, generator=torch.Generator().manual_seed(seed_of("order", seed, e))) for e in epochs]
     return torch.cat(chain)[step * batch % n:][:batch]
 
-def write_atomic(path: Path, write) -> None:
-    """Call `write(temporary_path)`, then rename: no reader and no kill ever finds half a file under `path`."""
+def write_atomic(path: Path, write, sync: bool = True) -> None:
+    """Call `write(temporary_path)`, then rename: no reader, kill or full disk ever leaves half a file under `path`.
+    sync: nor a loss of power; without it the reader must look whether the file is whole."""
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, RuntimeError):  # torch.save's way to say that the disk is full
+            raise OSError(f"{path} could not be written; is there space left?") from None
+        raise
 
 def write_json(path: Path, value) -> None:
     write_atomic(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
@@ -204,47 +229,3 @@ class Run:
         self.cost |= {k: self.cost.get(k, 0) + v for k, v in amounts.items()} | {"device": name}
         self.cost["peak_memory_bytes"] = max(peak, self.cost.get("peak_memory_bytes", 0))
         write_json(self.dir / "cost.json", self.cost)
-
-    def train(self, parts: dict, data: Images, step, export, device: torch.device, order=None, **cost) -> None:
-        """Call step(i, images (B, C, H, W) uint8, labels (B,)) -> {name: scalar} up to args.steps; then write model.pt.
-
-        parts: name -> object with state_dict and load_state_dict; export(): content of model.pt; cost: amounts a step;
-        order(i): the images of step i (default: batch_indices). Goes on from last.pt, on a CPU the same to the bit."""
-        def batch(i):
-            index = order(i) if order else batch_indices(i, len(data.paths), args.batch, args.seed)
-            return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
-        args, last, start, sums, count = self.args, self.dir / "last.pt", 0, {}, 0
-        log = open(self.dir / "log.jsonl", "ab", buffering=0)
-        if last.exists():
-            state = load_model(last, "checkpoint")
-            start = state["step"]
-            log.truncate(min(state["log"], log.tell()))  # lines after the checkpoint come again
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-        with log, ThreadPoolExecutor(1) as ahead, progress(total=args.steps, initial=start, desc=self.dir.name) as bar:
-            following = ahead.submit(batch, start)
-            for i in range(start, args.steps):
-                now, following = following.result(), ahead.submit(batch, i + 1)
-                torch.manual_seed(seed_of("step", args.seed, i))
-                sums = {k: v.detach() + sums.get(k, 0) for k, v in step(i, *now).items()}
-                done, count = i + 1, count + 1
-                keep = args.keep_every and done % args.keep_every == 0
-                save = keep or done % args.save_every == 0 or done == args.steps
-                if save or done % args.log_every == 0:
-                    means = {k: float(v) / count for k, v in sums.items()}
-                    weights = [p for m in parts.values() if isinstance(m, torch.nn.Module) for p in m.parameters()]
-                    means["weight_norm"] = float(torch.nn.utils.get_total_norm([p.detach() for p in weights]))
-                    if not np.isfinite(list(means.values())).all():
-                        raise StageError(f"not finite by step {done}: {means}; lower --lr in a new --out; {last} stays")
-                    log.write((json.dumps({"step": done, **means}) + "\n").encode())
-                    bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
-                    self.spend(device, **{k: v * count for k, v in cost.items()})
-                    sums, count = {}, 0
-                if keep:
-                    write_atomic(self.dir / f"model-{done}.pt", functools.partial(torch.save, export()))
-                if save:
-                    state = {"kind": "checkpoint", "step": done, "log": log.tell()}
-                    state |= {k: part.state_dict() for k, part in parts.items()}
-                    write_atomic(last, functools.partial(torch.save, state))
-                bar.update()
-        write_atomic(self.dir / "model.pt", functools.partial(torch.save, export()))

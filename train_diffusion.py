@@ -22,7 +22,7 @@ from torch import nn
 
 import stage
 from train_recognizer import (add_common_flags, centres_of, count_flops, fill_defaults, learning_rate, load_recognizer,
-                              preprocess)
+                              preprocess, train)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -382,9 +382,9 @@ def run(args) -> None:
         return {"kind": "generator", "config": config, "classes": images.classes, "data": [str(d) for d in args.data],
                 "weights": {k: v.cpu() for k, v in ema.state_dict().items()}}
     model.train()
-    out.train({"model": model, "ema": ema, "optimizer": optimizer}, images, step, export, device, images=args.batch,
-              network_evaluations=args.batch,  # backward costs about two forwards, one for a frozen network
-              flops=(3 * flops + 2 * more_flops) * args.batch)
+    train(out, {"model": model, "ema": ema, "optimizer": optimizer}, images, step, export, device, images=args.batch,
+          network_evaluations=args.batch,  # backward costs about two forwards, one for a frozen network
+          flops=(3 * flops + 2 * more_flops) * args.batch)
     print(f"wrote {out.dir / 'model.pt'}; look at {out.dir / f'samples-{args.steps}.png'}")
 
 

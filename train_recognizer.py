@@ -10,9 +10,12 @@ The same command goes on after a stop. Sources: ArcFace (Deng et al. 2019); IRes
 """
 
 import argparse
+import functools
+import json
 import math
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -201,6 +204,66 @@ def balanced_indices(step: int, labels: torch.Tensor, batch: int, seed: int) -> 
     return counts.cumsum(0)[classes] - 1 - (chance * counts[classes]).long()
 
 
+# ------------------------------------------------------------------------------------------------------------- loop
+def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device, order=None, **cost) -> None:
+    """The loop of both trainings: step(i, images (B, C, H, W) uint8, labels (B,)) -> {name: scalar} up to --steps.
+
+    parts: name -> object with state_dict and load_state_dict; export(): content of model.pt, written at the end;
+    order(i): the images of step i (default: stage.batch_indices); cost: amounts a step. Goes on from last.pt, which is
+    written every --save-every steps and at a signal: on a CPU the result is the same to the bit, and so is log.jsonl.
+    """
+    def batch(i):
+        index = order(i) if order else stage.batch_indices(i, len(data.paths), args.batch, args.seed)
+        return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
+    args, last, start = out.args, out.dir / "last.pt", 0
+    sums, count = {}, 0  # of what step gave since the last line of the log
+    log, stage.patient = open(out.dir / "log.jsonl", "ab", buffering=0), True
+    if last.exists():
+        state = stage.load_model(last, "checkpoint")
+        start, count = state["step"], state.get("count", 0)
+        sums = {k: v.to(device) for k, v in state.get("sums", {}).items()}
+        lines = (out.dir / "log.jsonl").read_bytes()[:state["log"]]
+        log.truncate(lines.rfind(b"\n") + 1)  # lines after the checkpoint come again; one that was cut goes
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name)
+    with log, ThreadPoolExecutor(1) as ahead, bar:
+        following = ahead.submit(batch, start)
+        for i in range(start, args.steps):
+            now, following = following.result(), ahead.submit(batch, i + 1)
+            torch.manual_seed(stage.seed_of("step", args.seed, i))
+            sums = {k: v.detach() + sums.get(k, 0) for k, v in step(i, *now).items()}
+            done, count, stop = i + 1, count + 1, bool(stage.signals)
+            keep = args.keep_every and done % args.keep_every == 0
+            save = keep or done % args.save_every == 0 or done == args.steps
+            line = save or done % args.log_every == 0
+            if line or stop:
+                means = {k: float(v) / count for k, v in sums.items()}
+                weights = [p for m in parts.values() if isinstance(m, nn.Module) for p in m.parameters()]
+                means["weight_norm"] = float(nn.utils.get_total_norm([p.detach() for p in weights]))
+                if not np.isfinite(list(means.values())).all():
+                    raise stage.StageError(f"not finite by step {done}: {means}; usually --lr is too high, or bf16 "
+                                           f"too coarse: try another in a new --out; {last} stays as it was")
+            if line:
+                log.write((json.dumps({"step": done, **means}) + "\n").encode())
+                bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
+                out.spend(device, **{k: v * count for k, v in cost.items()})
+                sums, count = {}, 0
+            if keep:
+                stage.write_atomic(out.dir / f"model-{done}.pt", functools.partial(torch.save, export()))
+            if save or stop:
+                state = {"kind": "checkpoint", "step": done, "log": log.tell(), "count": count,
+                         "sums": {k: v.cpu() for k, v in sums.items()}}
+                state |= {k: part.state_dict() for k, part in parts.items()}
+                stage.write_atomic(last, functools.partial(torch.save, state))
+            bar.update()
+            if stop:
+                out.spend(device)  # the seconds; the amounts come with the next line of the log
+                raise KeyboardInterrupt
+    stage.patient = False
+    stage.write_atomic(out.dir / "model.pt", functools.partial(torch.save, export()))
+
+
 # -------------------------------------------------------------------------------------------------------------- run
 def count_flops(model: nn.Module, *inputs) -> int:
     """FLOPs of one forward pass, two for each multiplication-addition."""
@@ -364,7 +427,7 @@ def run(args) -> None:
 
     def balanced(i):
         return balanced_indices(i, images.labels, args.batch, args.seed)
-    out.train(parts, images, step, export, device, balanced if args.balance else None, images=args.batch,
+    train(out, parts, images, step, export, device, balanced if args.balance else None, images=args.batch,
               network_evaluations=args.batch, flops=3 * flops * args.batch)  # backward costs about two forward passes
     print(f"wrote {out.dir / 'model.pt'}")
 
