@@ -2,7 +2,7 @@
 # PY=python3 uses an environment that you have and installs nothing. Otherwise one is made, which VENV=DIR moves; it is
 # keyed by requirements.txt, so a changed requirement makes a new one. ORL=DIR reads the faces from DIR.
 
-.PHONY: demo test clean results-orl
+.PHONY: demo test clean results-orl kills
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -34,6 +34,9 @@ test: | $(ENV)
 
 results-orl: | $(ENV)  # rows of the five main arms that are not there yet; an hour on two cores
 	PY=$(PY) results/orl/run.sh
+
+kills: | $(ENV)  # kill -9 at 60 random moments of the stages, and the same bytes in the end; ten minutes
+	$(PY) tests/kill.py --kills 60 --out results/reliability.md
 
 clean:
 	rm -rf $(RUNS)

@@ -119,6 +119,8 @@ def by_steps(rows: dict, far: str) -> str:
     arms = [a for a in ARMS if any(b.startswith(a + "@") for *_, b in rows)]
     counts = sorted({int(b.split("@")[1]) for *_, b in rows if "@" in b} | {SMALL["steps"]})
     names = {(a, n): a if n == SMALL["steps"] else f"{a}@{n}" for a in arms for n in counts}
+    arms = [a for a in arms if all(any(b == names[a, n] for *_, b in rows) for n in counts)]  # run with all of them
+    names = {k: v for k, v in names.items() if k[0] in arms}
     common = [k for k in {k[:2] for k in rows} if all((*k, name) in rows for name in names.values())]
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
