@@ -36,7 +36,7 @@ results-orl: | $(ENV)  # rows of the five main arms that are not there yet; an h
 	PY=$(PY) results/orl/run.sh
 
 kills: | $(ENV)  # kill -9 at 60 random moments of the stages, and the same bytes in the end; ten minutes
-	$(PY) tests/kill.py --kills 60 --out results/reliability.md
+	$(PY) tests/kill.py --kills 60 --out results/kills.md
 
 clean:
 	rm -rf $(RUNS)

@@ -134,13 +134,16 @@ def read_sources(mixed: Path, images: stage.Images, classes: list[str]) -> np.nd
     """The source classes (N, M) of each image, as indices into `classes`, from the folder's manifest."""
     ids = {c: i for i, c in enumerate(classes)}
     try:
-        with open(mixed / "manifest.csv", newline="", encoding="utf-8") as file:
+        with open(mixed / "manifest.csv", newline="", encoding="utf-8-sig") as file:
             rows = {row["path"]: [ids[v] for k, v in row.items() if k.startswith("class_")]
                     for row in csv.DictReader(file)}
-        return np.array([rows[p.relative_to(mixed).as_posix()] for p in images.paths])
+        sources = np.array([rows[p.relative_to(mixed).as_posix()] for p in images.paths])
+        if sources.ndim != 2 or not sources.shape[1]:
+            raise KeyError("class_1")
+        return sources
     except FileNotFoundError:
         raise stage.StageError(f"{mixed} has no manifest.csv; name a folder of sample_scoremix.py") from None
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, AttributeError, csv.Error) as error:
         raise stage.StageError(f"{mixed}/manifest.csv, its images and the classes of --data do not belong together: "
                                f"{error} is missing") from None
 

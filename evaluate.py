@@ -313,13 +313,11 @@ def draw_identities(group: np.ndarray, draws: int, seed: int) -> np.ndarray:
 
 # -------------------------------------------------------------------------------------------------------------- run
 def raw_embeddings(test: TestSet, system, device, read: dict, cost: Counter) -> tuple[np.ndarray, str]:
-    """Embeddings (N, dim) of a test set's images, with their norms; how they were made. read: size -> its images."""
+    """Embeddings (N, dim) of a test set's images, with their norms; how they were made. read: its images by size."""
     if isinstance(system, Embeddings):
         return system.z[system.rows_of(test)], "embeddings as given"
-    (model, config), key = system, (system[1]["size"], system[1]["channels"])
-    listing = [test.name], test.files, [0] * len(test.files)
-    read[key] = images = read.get(key) or stage.Images(None, *key, listing=listing)
-    z = embed(model, images, config, device, unit=False).numpy()
+    model, config = system
+    z = embed(model, read[test.name, config["size"], config["channels"]], config, device, unit=False).numpy()
     one = torch.zeros(1, config["channels"], config["size"], config["size"], device=device)
     evaluations = len(z) * (1 + config["flip"])
     cost.update(images=len(z), network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
@@ -329,9 +327,10 @@ def raw_embeddings(test: TestSet, system, device, read: dict, cost: Counter) -> 
     return z, how
 
 
-def read_inputs(args, device) -> tuple[dict, list[TestSet], list[str]]:
-    """name -> (model, config) or Embeddings; the test sets; the models' files. What is wrong with them is said here."""
-    names, systems, files = report.names_of([*args.model, *args.embeddings]), {}, []
+def read_inputs(args, device) -> tuple[dict, list[TestSet], dict, list[str]]:
+    """name -> (model, config) or Embeddings; test sets; their images by size; the models' files. What is wrong with any
+    of them is said here."""
+    names, systems, files, warnings = report.names_of([*args.model, *args.embeddings]), {}, [], []
     tests = testsets.read(args)
     if len(set(names)) < len(names):
         raise stage.StageError("--model or --embeddings names the same system twice; leave one out")
@@ -341,8 +340,8 @@ def read_inputs(args, device) -> tuple[dict, list[TestSet], list[str]]:
         files.append(saved["path"])
         seen = set(saved["classes"]) & {c for t in tests for c in t.people}
         if seen:
-            print(f"warning: {name} was trained on {len(seen)} classes that bear the names of test classes, such as "
-                  f"{min(seen)}; a fair test has none", file=sys.stderr)
+            warnings.append(f"warning: {name} was trained on {len(seen)} classes that bear the names of test classes, "
+                            f"such as {min(seen)}; a fair test has none")
     systems |= dict(zip(names[len(args.model):], map(Embeddings, args.embeddings)))
     for test in tests:
         missing = [f for f in test.files if not f.exists()] if args.model else []
@@ -351,7 +350,11 @@ def read_inputs(args, device) -> tuple[dict, list[TestSet], list[str]]:
         for system in systems.values():
             if isinstance(system, Embeddings):
                 system.rows_of(test)
-    return systems, tests, files
+    sizes = {(s[1]["size"], s[1]["channels"]) for s in systems.values() if not isinstance(s, Embeddings)}
+    read = {(t.name, *size): stage.Images(None, *size, listing=([t.name], t.files, [0] * len(t.files)))
+            for t in tests for size in sizes}  # a broken image is named before anything is written
+    print(*warnings, sep="\n", end="\n" * bool(warnings), file=sys.stderr)
+    return systems, tests, read, files
 
 
 def measure(test: TestSet, z: np.ndarray, args):
@@ -394,9 +397,9 @@ def summary(value: dict, draws: dict, spread: dict | None = None) -> dict:
     return made
 
 
-def assess(test: TestSet, systems: dict, args, device, cost: Counter, kept: dict) -> tuple[list, dict, dict]:
+def assess(test: TestSet, systems: dict, args, device, read: dict, cost: Counter, kept: dict) -> tuple:
     """Results, draws and pictures of every system on one test set; kept: name -> image -> embedding, to be saved."""
-    results, draws, pictures, read = [], {}, {}, {}
+    results, draws, pictures = [], {}, {}
     drawn = [] if test.group is None else draw_identities(test.group, args.draws, args.seed)
     for name, system in systems.items():
         z, how = raw_embeddings(test, system, device, read, cost)
@@ -450,7 +453,7 @@ def columns_of(test: TestSet, impostors: int, alone: bool) -> list[str]:
 
 def run(args) -> None:
     device = stage.pick_device(args.device)
-    systems, tests, models = read_inputs(args, device)
+    systems, tests, read, models = read_inputs(args, device)
     args.images = {t.name: t.digest() for t in tests} if args.model else None
     templates = [str(Path(d) / f) for d in args.templates for f in ("templates.csv", "pairs.npz")]
     out = stage.Run("evaluate", args, {
@@ -461,8 +464,8 @@ def run(args) -> None:
         return
     results, columns, pictures, lines, lists, folder_draws = [], [], {}, [], [], None
     cost, kept = Counter(), {name: {} for name in systems}
-    for test in tests:  # nothing is written before all are done: a corrected command may take the directory over
-        entries, draws, of_models = assess(test, systems, args, device, cost, kept)
+    for test in tests:
+        entries, draws, of_models = assess(test, systems, args, device, read, cost, kept)
         compare(entries, draws)
         results += entries
         columns += [(test.name, k) for k in columns_of(test, entries[0]["counts"].get("impostor", 0), len(tests) == 1)]

@@ -257,6 +257,8 @@ def from_tinyface(args, source: Path) -> tuple[dict, dict]:
         try:
             table = loadmat(source / listing, squeeze_me=True, variable_names=[names, ids])
             rows = list(zip(np.atleast_1d(table[names]).tolist(), np.atleast_1d(table[ids]).tolist(), strict=True))
+            if any(int(person) != person or Path(name).name != name for name, person in rows):
+                raise ValueError("persons are whole numbers, and names are without folders")
         except Exception as error:  # scipy raises many kinds
             raise stage.StageError(f"{source / listing} is no list of {names} and {ids} ({error})") from None
         for name, person in rows:

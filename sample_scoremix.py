@@ -78,6 +78,8 @@ def parse_args(argv=None):
         raise stage.StageError("--guide RUN and --autoguidance W belong together; give both or none")
     if args.dirichlet and args.weights:
         raise stage.StageError("--weights fixes the weights and --dirichlet draws them; give one of the two")
+    if args.window and args.window[0] > args.window[1]:
+        raise stage.StageError(f"--window {args.window[0]:g} {args.window[1]:g} is empty; give LOW before HIGH")
     if args.window and args.mix == "condition":
         raise stage.StageError("--window belongs to --mix score; a mix of conditions has no scores to switch")
     if args.eta is None:

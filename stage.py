@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def command(body):
         before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM) if here}
         try:
             torch.set_flush_denormal(True)  # denormals slow a CPU down several times and carry nothing here
+            warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
             body(argv)
             return 0
         except KeyboardInterrupt:
@@ -82,7 +84,8 @@ def command(body):
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU if there is one, else the CPU."""
     try:
-        return torch.empty(1, device=name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu").device
+        x = torch.ones(1, device=name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cpu") if x.item() != 1 else x.device  # the device `meta` has no values
     except (RuntimeError, AssertionError) as error:
         raise StageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
@@ -114,9 +117,11 @@ def fingerprint(path) -> str:
 def decode(path: Path, size: int | None, channels: int | None = None, crop: tuple | None = None) -> np.ndarray:
     """uint8 (H, W, C): EXIF rotation, crop box, stretched to size x size; C = 1 for grey unless `channels` rules."""
     try:
-        with Image.open(path, formats=FORMATS) as file:
+        pipe = isinstance(path, Path) and not path.is_file()  # or a folder, or nothing
+        with Image.open(os.devnull if pipe else path, formats=FORMATS) as file:
             image = ImageOps.exif_transpose(file)
             channels = channels or (1 if image.mode[0] in "1LIF" else 3)  # grey modes: 1, L, LA, I, I;16, F
+            image = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
             if image.mode[0] == "I":  # 16-bit grey, which PIL would clip at 255
                 image = Image.fromarray((np.asarray(image).clip(0, 65535) / 257).round().astype(np.uint8))
             image = image.convert("L" if channels == 1 else "RGB")
@@ -159,8 +164,7 @@ def batch_indices(step: int, n: int, batch: int, seed: int) -> torch.Tensor:
     return torch.cat(chain)[step * batch % n:][:batch]
 
 def write_atomic(path: Path, write, sync: bool = True) -> None:
-    """Call `write(temporary_path)`, then rename: no reader, kill or full disk ever leaves half a file under `path`.
-    sync: nor a loss of power; without it the reader must look whether the file is whole."""
+    """Call `write(temporary_path)`, then rename: no kill, full disk or (if sync) loss of power leaves half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
@@ -169,8 +173,7 @@ def write_atomic(path: Path, write, sync: bool = True) -> None:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         if isinstance(error, RuntimeError):  # torch.save's way to say that the disk is full
             raise OSError(f"{path} could not be written; is there space left?") from None
         raise
@@ -183,13 +186,29 @@ def load_model(path, kind: str) -> dict:
     path = Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)
-        found, model["path"] = model["kind"], str(path)
+        found, model["path"] = model["kind"] if isinstance(model, dict) else None, str(path)
     except Exception as error:
         why = "is missing" if isinstance(error, FileNotFoundError) else "is no file of this project, or is truncated"
         raise StageError(f"{path} {why}; let the training of that {kind} finish, or start it again") from None
     if found != kind:
-        raise StageError(f"{path} is a {found}, but a {kind} is needed here")
+        raise StageError(f"{path} is a {str(found)[:40]}, but a {kind} is needed here")
+    with whole(path):
+        names = model["classes"] if kind != "checkpoint" else []
+        bad = [c for c in names if c in ("", ".", "..") or {"/", "\0"} & set(c)]  # not what a folder can be called
+        if type(names) is not list or bad or len(set(names)) < len(names):
+            raise ValueError("the classes are no names of folders")
+        if not all(torch.isfinite(v).all() for v in model.get("weights", {}).values()):
+            raise ValueError("weights that are not finite")
     return model
+
+@contextlib.contextmanager
+def whole(path):
+    """Turn what a damaged file, or another version's, provokes in the body into the one line that names it."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        told = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise StageError(f"{path} is damaged, or of another version ({told}); make it again") from None
 
 class Run:
     """A stage's output directory, for one process at a time; StageError if `args.out` holds anything but this very run.
@@ -208,11 +227,11 @@ class Run:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, whatever kills it
             self.cost = json.loads(ledger.read_text()) if ledger.exists() else {}
-            texts = held.read_text() if held.exists() else "{}", json.dumps(config)
-            old, new = [c and {"stage": c["stage"], **c["arguments"], **c["inputs"]} for c in map(json.loads, texts)]
+            texts = held.read_text() if held.exists() else '{"arguments": {}, "inputs": {}}', json.dumps(config)
+            old, new = [{"stage": c.get("stage"), **c["arguments"], **c["inputs"]} for c in map(json.loads, texts)]
         except BlockingIOError:
             raise StageError(f"another process is at work in {self.dir}; wait for it, or change --out") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise StageError(f"{held} or {ledger} is damaged or not ours; choose another --out") from None
         differ = sorted(k for k in old | new if k not in FREE and old.get(k) != new.get(k))
         if differ and files - {"config.json", "log.jsonl"}:  # else nothing is lost, and a corrected command may come

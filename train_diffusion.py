@@ -287,8 +287,15 @@ def build(config: dict, num_classes: int) -> UNet:
 def load_generator(path, device) -> tuple[UNet, dict]:
     """The network with its EMA weights, ready to sample, and the dict of its model.pt (config, classes)."""
     saved = stage.load_model(path, "generator")
-    model = build(saved["config"], len(saved["classes"]))
-    model.load_state_dict(saved["weights"])
+    with stage.whole(path):
+        config = saved["config"]
+        if config["T"] != Schedule().T or config["predict"] not in ("v", "eps") or config["channels"] not in (1, 3):
+            raise ValueError("T, predict or channels")
+        size, width, patch = config["size"], config["width"], config["patch"]
+        if type(size) is not int or not 0 < size <= 1024 or width < 1 or size % patch:
+            raise ValueError("size, width or patch")
+        model = build(config, len(saved["classes"]))
+        model.load_state_dict(saved["weights"])
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), saved
 
 

@@ -220,12 +220,15 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
     log, stage.patient = open(out.dir / "log.jsonl", "ab", buffering=0), True
     if last.exists():
         state = stage.load_model(last, "checkpoint")
-        start, count = state["step"], state.get("count", 0)
-        sums = {k: v.to(device) for k, v in state.get("sums", {}).items()}
-        lines = (out.dir / "log.jsonl").read_bytes()[:state["log"]]
+        with stage.whole(last):
+            start, count = state["step"], state.get("count", 0)
+            if type(start) is not int or type(count) is not int:
+                raise TypeError("step or count")
+            sums = {k: v.to(device) for k, v in state.get("sums", {}).items()}
+            lines = (out.dir / "log.jsonl").read_bytes()[:state["log"]]
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
         log.truncate(lines.rfind(b"\n") + 1)  # lines after the checkpoint come again; one that was cut goes
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
     bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name)
     with log, ThreadPoolExecutor(1) as ahead, bar:
         following = ahead.submit(batch, start)
@@ -312,11 +315,14 @@ def load_recognizer(path, device, arch=None, bgr=False, mean=127.5, std=127.5) -
     """
     public = arch and not os.path.isdir(path)
     saved = public_weights(path, arch, bgr, mean, std) if public else stage.load_model(path, "recognizer")
-    try:
-        model = IResNet(*(saved["config"][k] for k in ("arch", "size", "channels")))
+    config = saved["config"] if isinstance(saved.get("config"), dict) else {}
+    with stage.whole(path):
+        if type(config["flip"]) is not bool or not (math.isfinite(config["mean"]) and 0 < config["std"] < math.inf):
+            raise ValueError("flip, mean or std")
+        if type(config["size"]) is not int or config["size"] % 16 or not 0 < config["size"] <= 1024:
+            raise ValueError("size")
+        model = IResNet(*(config[k] for k in ("arch", "size", "channels")))
         model.load_state_dict(saved["weights"])
-    except (KeyError, TypeError, AttributeError, RuntimeError):
-        raise stage.StageError(f"{path} is damaged: its weights and config do not fit; train it again") from None
     return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last), saved
 
 
@@ -355,16 +361,18 @@ def centres_of(model: IResNet, images: stage.Images, config: dict, device) -> np
 
 def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: dict, config: dict) -> int:
     """Copy a saved recogniser's backbone, and its head rows for classes of the same name; the number of those rows."""
-    differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]
+    with stage.whole(saved["path"]):
+        differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]
     if differ:
         raise stage.StageError(f"--init {saved['path']} has {differ[0]} {saved['config'][differ[0]]}, "
                                f"but {config[differ[0]]} is asked for here")
-    model.load_state_dict(saved["weights"])
-    rows = {c: i for i, c in enumerate(saved["classes"])}
-    shared = [(i, rows[c]) for i, c in enumerate(classes) if c in rows]
-    if shared:
-        new, old = map(list, zip(*shared))
-        head.data[new] = saved["head"][old]
+    with stage.whole(saved["path"]):
+        model.load_state_dict(saved["weights"])
+        rows = {c: i for i, c in enumerate(saved["classes"])}
+        shared = [(i, rows[c]) for i, c in enumerate(classes) if c in rows]
+        if shared:
+            new, old = map(list, zip(*shared))
+            head.data[new] = saved["head"][old]
     return len(shared)
 
 
@@ -381,7 +389,7 @@ def run(args) -> None:
     inputs = {"data": args.data}
     derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels}
     if args.init:
-        saved = stage.load_model(args.init, "recognizer")
+        saved = load_recognizer(args.init, "cpu")[1]
         inputs["init"] = saved["path"]
         derived["head_rows_taken_over"] = take_over(model, head, images.classes, saved, config)
     model = model.to(device, memory_format=torch.channels_last)

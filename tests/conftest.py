@@ -4,7 +4,9 @@ import csv
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import alignment  # noqa: E402
+import audit  # noqa: E402
+import evaluate  # noqa: E402
+import mine_pairs  # noqa: E402
 import prepare_data  # noqa: E402
+import sample_scoremix  # noqa: E402
+import sweep  # noqa: E402
+import train_diffusion  # noqa: E402
 import train_recognizer  # noqa: E402
 
 SMALL_UNET = "--size 16 --width 8 --multipliers 1 2 --blocks 1 --attention 1 --patch 2 --batch 8".split()
@@ -113,5 +122,64 @@ def fails(capsys):
         assert len(lines) == 1 and ".py: error: " in lines[0], lines
         for word in words:
             assert str(word) in lines[0], lines[0]
+
+    return check
+
+
+MODULES = (alignment, audit, evaluate, mine_pairs, prepare_data, sample_scoremix, sweep)
+SCRIPTS = {m.__name__: m for m in (*MODULES, train_diffusion, train_recognizer)}
+NAMES = ["Zoë Ωμ 顔", "a+b", 'comma, "quote" \'n', "line\nbreak\r\n", "-=100% \\dots..", " x" * 60]
+
+
+@pytest.fixture(scope="module")
+def chain(faces, model, tmp_path_factory):
+    """A tiny run of every stage before the evaluation."""
+    root = tmp_path_factory.mktemp("chain")
+    made = SimpleNamespace(data=faces / "train", test=faces / "test", real=model, generator=root / "generator")
+    made.pairs, made.mixed = root / "pairs.csv", root / "mixed"
+    for script in ("train_diffusion", "mine_pairs", "sample_scoremix"):
+        out = {"train_diffusion": made.generator, "mine_pairs": made.pairs, "sample_scoremix": made.mixed}[script]
+        succeed(SCRIPTS[script], *command(script, made, out))
+    return made
+
+
+def command(script, c, out, *more):
+    """A command that would succeed; what comes last in `more` rules."""
+    data, both = ("--data", c.data), ("--generator", c.generator, "--recognizer", c.real, "--data", c.data)
+    return [
+        *{
+            "alignment": (*both, "--neighbours", 2),
+            "audit": ("--recognizer", c.real, *data, "--mixed", c.mixed),
+            "evaluate": ("--model", c.real, "--data", c.test, "--draws", 100),
+            "mine_pairs": ("--recognizer", c.real, *data, "--count", 3),
+            "prepare_data": ("folder", c.data, "--test-classes", 0),
+            "sample_scoremix": ("--generator", c.generator, "--pairs", c.pairs, "--per-class", 1, "--steps", 2),
+            "sweep": (*both, "--pairs", c.pairs, "--grid", 0.5, "--per-class", 2, "--steps", 1),
+            "train_diffusion": (*data, *SMALL_UNET, "--steps", 2),
+            "train_recognizer": (*data, *SMALL_RECOGNIZER, "--steps", 2),
+        }[script],
+        *("--out", out, *more),
+    ]
+
+
+def with_data(c, folder):
+    return SimpleNamespace(**vars(c) | {"data": folder, "test": folder})
+
+
+def tree(folder):
+    return {p: p.read_bytes() if p.is_file() else p.is_dir() for p in folder.rglob("*")}
+
+
+@pytest.fixture
+def refused(fails, tmp_path):
+    """refused(script, argv, *words): one line with every word, code 2, no warning beside it, and nothing written."""
+
+    def check(script, argv, *words):
+        before = tree(tmp_path)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("default")
+            warnings.simplefilter("ignore", ResourceWarning)  # as Python does
+            fails(SCRIPTS[script].main, argv, *words)
+        assert tree(tmp_path) == before and not [str(w.message) for w in told]
 
     return check

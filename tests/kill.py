@@ -1,7 +1,7 @@
 """kill -9 at random moments of every stage, then the same command again: what comes out must be the bytes of a run that
 nothing befell.
 
-    python tests/kill.py --kills 60 --out results/reliability.md      # the long form, `make kills`
+    python tests/kill.py --kills 60 --out results/kills.md      # the long form, `make kills`
 
 tests/test_kill.py runs the short form. A stage is killed again and again, each time after a random share of the time
 that it takes, until it has been killed as often as asked; then it is let run to its end, and compared.
@@ -38,8 +38,14 @@ def stages(source: Path, work: Path) -> dict:
         "sampling": ["sample_scoremix.py", "--generator", gen, "--pairs", pairs, "--per-class", 4, "--batch", 20],
         "evaluation": ["evaluate.py", "--model", real, "--data", data / "test", "--draws", 300],
     }
-    places = {"prepare": data, "recognizer": real, "generator": gen, "mining": pairs, "sampling": work / "mixed",
-              "evaluation": work / "report"}
+    places = {
+        "prepare": data,
+        "recognizer": real,
+        "generator": gen,
+        "mining": pairs,
+        "sampling": work / "mixed",
+        "evaluation": work / "report",
+    }
     for name, place in places.items():
         made[name] += [] if "--out" in made[name] else ["--out", place]
     return {name: ([sys.executable, *map(str, argv)], places[name]) for name, argv in made.items()}
@@ -48,8 +54,15 @@ def stages(source: Path, work: Path) -> dict:
 def run(command: list, seconds: float | None = None) -> tuple[bool, str]:
     """Run to the end, or kill -9 after some seconds: whether it was killed, and its stderr. Its group dies with it."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                               text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
         error = process.communicate(timeout=seconds)[1]
     except subprocess.TimeoutExpired:
@@ -118,14 +131,19 @@ def main() -> None:
     args = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     import prepare_data
+
     with tempfile.TemporaryDirectory() as folder:
         counts = torture(prepare_data.find_orl(), args.kills, args.seed, Path(folder))
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"
     if args.out:
         lines = ["| stage | kill -9 | output afterwards |", "|---|---|---|"]
         lines += [f"| {name} | {n} | the same bytes |" for name, n in counts.items()]
-        lines += ["", f"`python tests/kill.py --kills {args.kills} --seed {args.seed}`: {sum(counts.values())} kills, "
-                  f"nothing lost. {platform.machine()}, {os.cpu_count()} cores, {versions}.", ""]
+        lines += [
+            "",
+            f"`python tests/kill.py --kills {args.kills} --seed {args.seed}`: {sum(counts.values())} kills, "
+            f"nothing lost. {platform.machine()}, {os.cpu_count()} cores, {versions}.",
+            "",
+        ]
         args.out.write_text("\n".join(lines))
     print(json.dumps(counts))
 

@@ -208,7 +208,7 @@ class Hostile:
 
 def test_checkpoints_of_other_kinds_truncated_and_hostile(tmp_path):
     good = tmp_path / "model.pt"
-    torch.save({"kind": "generator", "x": torch.zeros(1000)}, good)
+    torch.save({"kind": "generator", "classes": ["a"], "x": torch.zeros(1000)}, good)
     assert stage.load_model(tmp_path, "generator")["path"] == str(good)
     with pytest.raises(stage.StageError, match="is a generator, but a recognizer is needed"):
         stage.load_model(good, "recognizer")
