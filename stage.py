@@ -25,8 +25,8 @@ from tqdm import tqdm
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}  # and what they may hold: a .png that is an EPS
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # would make PIL start another program
 FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
-began, locks = time.monotonic(), {}  # when this command began; directory -> the open file that holds its lock
-signals, patient = [], False  # what came in; whether the first one waits for the end of a training step
+# when this command began, directory -> its lock file, signals that came, whether the first waits for the end of a step
+began, locks, signals, patient = time.monotonic(), {}, [], False
 progress = functools.partial(tqdm, mininterval=1 if sys.stderr.isatty() else 15, leave=sys.stderr.isatty())
 
 class StageError(Exception):
@@ -74,7 +74,8 @@ def command(body):
         except (StageError, OSError, UnicodeError) as error:
             message, code = str(error), 2
         finally:
-            locks.clear()
+            while locks:
+                locks.popitem()[1].close()
             for number, handler in before.items():
                 signal.signal(number, handler)
         print(f"{Path(body.__code__.co_filename).name}: error: {' '.join(message.split())}", file=sys.stderr)
@@ -84,8 +85,8 @@ def command(body):
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU if there is one, else the CPU."""
     try:
-        x = torch.ones(1, device=name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device("cpu") if x.item() != 1 else x.device  # the device `meta` has no values
+        name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.ones(1, device=name).cpu().to(name).device  # not `meta`, which has no values to copy
     except (RuntimeError, AssertionError) as error:
         raise StageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
 
@@ -172,11 +173,10 @@ def write_atomic(path: Path, write, sync: bool = True) -> None:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException as error:
+    except RuntimeError:  # torch.save's way to say that the disk is full
+        raise OSError(f"{path} could not be written; is there space left?") from None
+    finally:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # torch.save's way to say that the disk is full
-            raise OSError(f"{path} could not be written; is there space left?") from None
-        raise
 
 def write_json(path: Path, value) -> None:
     write_atomic(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
@@ -207,7 +207,7 @@ def whole(path):
     try:
         yield
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        told = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        told = str(error)[:80] or type(error).__name__
         raise StageError(f"{path} is damaged, or of another version ({told}); make it again") from None
 
 class Run:

@@ -217,7 +217,7 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
         return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
     args, last, start = out.args, out.dir / "last.pt", 0
     sums, count = {}, 0  # of what step gave since the last line of the log
-    log, stage.patient = open(out.dir / "log.jsonl", "ab", buffering=0), True
+    kept = 0  # bytes of the log that stay: lines after the checkpoint come again, one that was cut goes
     if last.exists():
         state = stage.load_model(last, "checkpoint")
         with stage.whole(last):
@@ -225,10 +225,11 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
             if type(start) is not int or type(count) is not int:
                 raise TypeError("step or count")
             sums = {k: v.to(device) for k, v in state.get("sums", {}).items()}
-            lines = (out.dir / "log.jsonl").read_bytes()[:state["log"]]
+            kept = (out.dir / "log.jsonl").read_bytes()[:state["log"]].rfind(b"\n") + 1
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-        log.truncate(lines.rfind(b"\n") + 1)  # lines after the checkpoint come again; one that was cut goes
+    log, stage.patient = open(out.dir / "log.jsonl", "ab", buffering=0), True
+    log.truncate(kept)
     bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name)
     with log, ThreadPoolExecutor(1) as ahead, bar:
         following = ahead.submit(batch, start)
