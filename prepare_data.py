@@ -221,7 +221,7 @@ def from_bin(args, sources: list[Path]) -> tuple[dict, dict]:
 def from_pairs(args, source: Path) -> tuple[dict, dict]:
     """LFW's pairs.txt: `folds<TAB>n`, then for each fold n lines `name i j` and n lines `name i other j`."""
     path = Path(args.list or source / "pairs.txt")
-    called = source.resolve().name if path.stem == "pairs" else path.stem
+    called = Path(os.path.realpath(source)).name if path.stem == "pairs" else path.stem
     lines = [x.split("\t") if "\t" in x else x.split() for x in read_text(path).splitlines() if x.strip()]
     head = lines.pop(0) if lines else []
     folds, each = (int(x) for x in (head if len(head) == 2 else [1, *head])) if all(
@@ -348,7 +348,7 @@ def find(args) -> tuple[dict, dict, list]:
     if args.source == "bin":
         return *from_bin(args, [Path(s) for s in args.src]), args.src
     source = Path(args.src or {"orl": find_orl, "lfw": find_lfw, "omniglot": find_omniglot}[args.source]())
-    if Path(args.out).resolve().is_relative_to(source.resolve()):
+    if Path(os.path.realpath(args.out)).is_relative_to(Path(os.path.realpath(source))):
         raise stage.StageError(f"--out {args.out} lies inside the source {source}; choose another place")
     args.src = str(source)
     if args.source == "rec":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ NOTE = ("In percent. In brackets: 95 % intervals by resampling identities, where
 
 def names_of(models: list[str]) -> list[str]:
     """The run directories' or files' names, or their whole paths where names repeat."""
-    paths = [Path(m).resolve() for m in models]
+    paths = [Path(os.path.realpath(m)) for m in models]
     short = [p.parent.name if p.name == "model.pt" else re.sub(r"\.(npz|pth?)$", "", p.name) for p in paths]
     return short if len(set(short)) == len(short) else models
 

@@ -223,7 +223,7 @@ class Run:
         if files and not held.exists():
             raise StageError(f"{self.dir} exists and is no run of this project; choose another --out")
         self.dir.mkdir(parents=True, exist_ok=True)
-        locks[self.dir.resolve()] = lock = open(self.dir / ".lock", "w")
+        locks[os.path.realpath(self.dir)] = lock = open(self.dir / ".lock", "w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, whatever kills it
             self.cost = json.loads(ledger.read_text()) if ledger.exists() else {}

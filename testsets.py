@@ -77,15 +77,16 @@ def read_npz(path, needed: tuple) -> dict:
 
 def folder(folders: list) -> TestSet:
     """All pairs of image folders; the identities are the classes."""
-    classes, files, labels = stage.scan([Path(f).resolve() for f in folders])
+    classes, files, labels = stage.scan([Path(os.path.realpath(f)) for f in folders])
     labels = np.array(labels)
     if len(files) > MOST_IMAGES:
         raise stage.StageError(f"all pairs of {len(files):,} images are too many; give at most {MOST_IMAGES:,}")
     if len(classes) < 2 or np.bincount(labels).max() < 2:
         raise stage.StageError(f"{' '.join(folders)} has no genuine or no impostor pairs; "
                                "give at least two classes, and one of them two images")
-    return TestSet("folder", Path(folders[0]).resolve().name, "all pairs", [f"{p.parent.name}/{p.name}" for p in files],
-                   files, {"identities": len(classes), "images": len(files)}, np.zeros(len(classes), np.int64),
+    names = [f"{p.parent.name}/{p.name}" for p in files]
+    return TestSet("folder", os.path.basename(os.path.realpath(folders[0])), "all pairs", names, files,
+                   {"identities": len(classes), "images": len(files)}, np.zeros(len(classes), np.int64),
                    {"labels": labels}, classes)
 
 
@@ -131,7 +132,7 @@ def pairs(path: str) -> TestSet:
 def search(probes: list, gallery: list) -> TestSet:
     """Probes against a gallery, both image folders; classes of the gallery without a probe are distractors."""
     (classes, files, labels), (others, more, gallery_labels) = (
-        stage.scan([Path(f).resolve() for f in folders]) for folders in (probes, gallery))
+        stage.scan([Path(os.path.realpath(f)) for f in folders]) for folders in (probes, gallery))
     both = set(map(os.path.realpath, files)) & set(map(os.path.realpath, more))
     if both:
         raise stage.StageError(f"{len(both)} probes are gallery images too, such as {min(both)}; leave them out of one")
@@ -139,7 +140,7 @@ def search(probes: list, gallery: list) -> TestSet:
     if missing:
         raise stage.StageError(f"{' '.join(probes)} has {len(missing)} classes without an image in the gallery, such "
                                f"as {missing[0]}; the search is over a closed set, so leave them out")
-    number, folder = {c: i for i, c in enumerate(classes)}, Path(probes[0]).resolve()
+    number, folder = {c: i for i, c in enumerate(classes)}, Path(os.path.realpath(probes[0]))
     name = folder.parent.name if folder.name == "probe" else folder.name
     y_gallery = np.array([number.get(others[i], -1) for i in gallery_labels])
     return TestSet("search", name, "closed-set search of each probe among all gallery images",
@@ -169,8 +170,8 @@ def templates(directory: str) -> TestSet:
         sides.append(index)
     both_kinds(same, pairs_file)
     names = list(columns["path"])
-    return TestSet("templates", Path(directory).resolve().name, "templates: mean over a medium, sum over media",
-                   names, [Path(directory) / n for n in names],
+    return TestSet("templates", os.path.basename(os.path.realpath(directory)),
+                   "templates: mean over a medium, sum over media", names, [Path(directory) / n for n in names],
                    {"templates": len(known), "media": len(np.unique(media)), "images": len(names)}, None,
                    {"template": template, "media": media, "score": score, "a": sides[0], "b": sides[1], "same": same})
 

@@ -441,3 +441,12 @@ def test_the_corpus_is_large():
     many = len(GOOD), len(BAD), len(FOLDERS), len(OUTS), len(MANIFESTS), len(PAIRS), len(MATS), len(NAMES)
     assert min(many) >= 5 and sum(many) + len(FLAGS) >= 200
     assert {s for s, _ in FLAGS} == set(SCRIPTS)
+
+
+@pytest.mark.parametrize(
+    "script, flags", [("prepare_data", ["--out"]), ("evaluate", ["--model"]), ("evaluate", ["--data"])]
+)
+def test_links_that_go_in_a_circle(script, flags, chain, tmp_path, refused):
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    refused(script, [*command(script, chain, tmp_path / "out"), *flags, tmp_path / "a"], "/a")
