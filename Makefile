@@ -35,7 +35,7 @@ test: | $(ENV)
 results-orl: | $(ENV)  # rows of the five main arms that are not there yet; an hour on two cores
 	PY=$(PY) results/orl/run.sh
 
-kills: | $(ENV)  # kill -9 at 60 random moments of the stages, and the same bytes in the end; ten minutes
+kills: | $(ENV)  # kill -9 at 60 random moments of the stages, and the same bytes in the end; five minutes
 	$(PY) tests/kill.py --kills 60 --out results/kills.md
 
 clean:

@@ -257,7 +257,8 @@ class Verification:
         lacks such pairs."""
         found, (far, tar) = {}, self.roc(w)
         if self.fold is not None:
-            found["accuracy"] = float(np.nanmean(tenfold(self.scores, self.same, self.fold, self.weight(w))[0]))
+            each = self.accuracies if w is None else tenfold(self.scores, self.same, self.fold, self.weight(w))[0]
+            found["accuracy"] = float(np.nanmean(each))
         found["eer"] = equal_error_rate(far, tar)
         empty = np.isnan(far[-1] + tar[-1])
         found |= {name: math.nan if empty else tar_at(far, tar, f) for name, f in self.fars.items()}
@@ -278,10 +279,9 @@ class AllPairs(Verification):
         super().__init__(similarity[self.a, self.b], first == second, None, first, second)
         np.fill_diagonal(similarity, -np.inf)
         own = labels[:, None] == labels
-        best = np.where(own, similarity, -np.inf).max(axis=1)
-        self.found = best > np.where(own, -np.inf, similarity).max(axis=1) + TIE
-        self.probes = labels[best > -np.inf]  # an image alone in its class is no probe
-        self.found = self.found[best > -np.inf]
+        best, other = (np.where(k, similarity, -np.inf).max(axis=1) for k in (own, ~own))
+        probe = best > -np.inf  # an image alone in its class is none
+        self.found, self.probes = (best > other + TIE)[probe], labels[probe]
 
     def metrics(self, w=None) -> dict:
         """Those of Verification, and rank-1."""

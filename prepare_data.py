@@ -272,29 +272,31 @@ def from_tinyface(args, source: Path) -> tuple[dict, dict]:
     return targets, {"lists.json": {"source": "tinyface", **counts, "distractors": len(others)}}
 
 
+def read_rows(path: Path, columns: int) -> list[list[str]]:
+    """The values of each line of a text file, separated by blanks; StageError where there are not so many."""
+    rows = [line.split() for line in read_text(path).splitlines()]
+    wrong = next((i for i, r in enumerate(rows) if len(r) != columns), None if rows else 0)
+    if wrong is not None:
+        raise stage.StageError(f"{path} has not {columns} values in line {wrong + 1}")
+    return rows
+
+
 def from_ijb(args, source: Path) -> tuple[dict, dict]:
     """IJB-B and IJB-C as InsightFace packs them, in meta/ the files *_face_tid_mid.txt, *_template_pair_label.txt and
     *_name_5pts_score.txt."""
-    tables = []
-    for ending, columns in (("face_tid_mid", 3), ("name_5pts_score", 12), ("template_pair_label", 3)):
-        found = sorted((source / "meta").glob(f"*_{ending}.txt"))
+    files = []
+    for ending in ("face_tid_mid", "name_5pts_score", "template_pair_label"):
+        files += (found := sorted((source / "meta").glob(f"*_{ending}.txt")))
         if len(found) != 1:
             raise stage.StageError(f"{source}/meta has {len(found)} files called *_{ending}.txt; one is needed")
-        if ending == "template_pair_label":
-            try:
-                with warnings.catch_warnings(action="ignore"):  # of an empty file
-                    tables.append(np.loadtxt(found[0], np.int64, ndmin=2))
-                if not tables[-1].size or tables[-1].shape[1] != columns or not np.isin(tables[-1][:, 2], (0, 1)).all():
-                    raise ValueError("three whole numbers a line are needed, the last of them 0 or 1")
-            except ValueError as error:
-                raise stage.StageError(f"{found[0]} is no list of template, template, label: {error}") from None
-            break
-        rows = [line.split() for line in read_text(found[0]).splitlines()]
-        wrong = next((i for i, r in enumerate(rows) if len(r) != columns), None if rows else 0)
-        if wrong is not None:
-            raise stage.StageError(f"{found[0]} has not {columns} values in line {wrong + 1}")
-        tables.append(rows)
-    faces, points, pairs = tables
+    faces, points = read_rows(files[0], 3), read_rows(files[1], 12)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of an empty file
+            pairs = np.loadtxt(files[2], np.int64, ndmin=2)
+        if not pairs.size or pairs.shape[1] != 3 or not np.isin(pairs[:, 2], (0, 1)).all():
+            raise ValueError("three whole numbers a line are needed, the last of them 0 or 1")
+    except ValueError as error:
+        raise stage.StageError(f"{files[2]} is no list of template, template, label: {error}") from None
     point_of = {name: values for name, *values in points}
     for name, *numbers in faces:
         if name not in point_of:
@@ -369,14 +371,19 @@ def run(args) -> None:
     crop, as_it_is = getattr(args, "crop", None), args.source in ("rec", "bin", "pairs", "tinyface")
     as_it_is = as_it_is and not args.size and not crop  # then the files are copied, not encoded anew
 
+    def opened(target: str):
+        """The path of an image, or its bytes inside another file."""
+        image = targets[target]
+        if isinstance(image, Path):
+            return image
+        archive = next((s for s in np.atleast_1d(args.src) if Path(s).stem == target.split("/")[0]), args.src)
+        return Encoded(image(), f"{target} of {archive}")
+
     def check(target: str) -> str:
         """The ending of a target's file; StageError for an image that cannot be read."""
-        image = targets[target]
         if args.source == "ijb":
             return ".png"  # told when it is aligned: reading all twice would cost hours
-        if not isinstance(image, Path):
-            archive = next((s for s in np.atleast_1d(args.src) if Path(s).stem == target.split("/")[0]), args.src)
-            image = Encoded(image(), f"{target} of {archive}")
+        image = opened(target)
         stage.decode(image, args.size, crop=crop)
         if not as_it_is:
             return ".png"
@@ -390,11 +397,8 @@ def run(args) -> None:
             data = image.read_bytes() if isinstance(image, Path) else image()
             stage.write_atomic(goal, lambda p: p.write_bytes(data), sync=False)
             return
-        if args.source == "ijb":
-            picture = image()
-        else:
-            image = image if isinstance(image, Path) else Encoded(image(), target)
-            picture = Image.fromarray(stage.decode(image, args.size, crop=crop).squeeze())
+        decoded = args.source != "ijb"  # whose function aligns the face and returns it
+        picture = Image.fromarray(stage.decode(opened(target), args.size, crop=crop).squeeze()) if decoded else image()
         stage.write_atomic(goal, lambda p: picture.save(p, "PNG"), sync=False)
 
     def each(action, text: str) -> list:

@@ -25,6 +25,11 @@ def names_of(models: list[str]) -> list[str]:
     return short if len(set(short)) == len(short) else models
 
 
+def cell(text: str) -> str:
+    """Text as it may stand in a Markdown table."""
+    return text.replace("|", "\\|")
+
+
 def title(key: str) -> str:
     return TITLES.get(key, f"TAR@FAR={key}")
 
@@ -40,13 +45,13 @@ def percent(metric: dict, digits: int = 1, sign: str = "") -> str:
 def write_table(results: list[dict], columns: list[tuple[str, str]], digits: int) -> str:
     """Markdown: a row for each model, a column for each (test set, metric); then the differences to the first model."""
     models, alone = list(dict.fromkeys(r["name"] for r in results)), len({r["benchmark"] for r in results}) == 1
-    heads = [title(m) + " %" if alone else f"{t}: {title(m)} %".replace("|", "\\|") for t, m in columns]
+    heads = [title(m) + " %" if alone else cell(f"{t}: {title(m)} %") for t, m in columns]
     entry = {(r["name"], r["benchmark"]): r for r in results}
     lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(columns)]
     rows = [(n, [percent(entry[n, t]["metrics"][m], digits) for t, m in columns]) for n in models]
     rows += [(f"{n} - {models[0]} (points)", [percent(entry[n, t]["difference_to_first"][m], digits, "+")
                                               for t, m in columns]) for n in models[1:]]
-    return "\n".join([*lines, *(f"| {' | '.join([n.replace('|', chr(92) + '|'), *cells])} |" for n, cells in rows)])
+    return "\n".join([*lines, *(f"| {' | '.join([cell(n), *cells])} |" for n, cells in rows)])
 
 
 def verdict(name: str, test: str, difference: dict) -> str:

@@ -262,7 +262,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
     stage.write_atomic(path, lambda p: Image.fromarray(image.squeeze()).save(p, "PNG"), sync=False)  # (H, W, C)
 
 
-def whole(path: Path) -> bool:
+def is_complete(path: Path) -> bool:
     """Whether a PNG is there to its last byte: a loss of power may cut files."""
     try:
         with open(path, "rb") as file:
@@ -353,7 +353,7 @@ def run(args) -> None:
         strong, soft = calls * (m + (args.guidance != 1)), calls * m * bool(args.guide)
         out.spend(device, images=len(keys), network_evaluations=strong + soft, flops=strong * flops + soft * weak_flops)
         return images
-    there = {item: whole(path) for item, path in target.items()}
+    there = {item: is_complete(path) for item, path in target.items()}
     if (out.dir / "manifest.csv").exists() and all(there.values()):
         print(f"already sampled: {out.dir}")
         return

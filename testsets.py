@@ -70,8 +70,7 @@ def read_npz(path, needed: tuple) -> dict:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {k: file[k] for k in needed}
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError,
-            MemoryError) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError, TypeError, MemoryError) as error:
         raise stage.StageError(f"{path} is no npz file with the arrays {', '.join(needed)} ({error})") from None
 
 
@@ -110,7 +109,7 @@ def pairs(path: str) -> TestSet:
     files = [Path(path).parent / n for n in names.tolist()]
     folds, fold = np.unique([f.strip() for f in columns.get("fold", ["0"] * len(same))], return_inverse=True)
     for f, called in enumerate(folds):
-        both_kinds(same[fold == f], f"fold {called} of {path}" if len(folds) > 1 else path)
+        both_kinds(same[fold == f], f"fold {called} of {path}")
     made = TestSet("pairs", Path(path).stem, "listed pairs", names.tolist(), files, {"images": len(names)})
     made.arrays = {"a": sides[0], "b": sides[1], "same": same, "fold": None, "first": None, "second": None}
     if len(folds) > 1:
@@ -146,7 +145,7 @@ def search(probes: list, gallery: list) -> TestSet:
     return TestSet("search", name, "closed-set search of each probe among all gallery images",
                    [f"{p.parent.parent.name}/{p.parent.name}/{p.name}" for p in files + more], files + more,
                    {"identities": len(classes), "probes": len(files), "gallery": len(more),
-                                  "distractors": int((y_gallery < 0).sum())}, np.zeros(len(classes), np.int64),
+                    "distractors": int((y_gallery < 0).sum())}, np.zeros(len(classes), np.int64),
                    {"y": np.array(labels), "y_gallery": y_gallery}, classes)
 
 

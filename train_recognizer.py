@@ -316,8 +316,8 @@ def load_recognizer(path, device, arch=None, bgr=False, mean=127.5, std=127.5) -
     """
     public = arch and not os.path.isdir(path)
     saved = public_weights(path, arch, bgr, mean, std) if public else stage.load_model(path, "recognizer")
-    config = saved["config"] if isinstance(saved.get("config"), dict) else {}
     with stage.whole(path):
+        config = saved["config"]
         if type(config["flip"]) is not bool or not (math.isfinite(config["mean"]) and 0 < config["std"] < math.inf):
             raise ValueError("flip, mean or std")
         if type(config["size"]) is not int or config["size"] % 16 or not 0 < config["size"] <= 1024:
@@ -362,17 +362,16 @@ def centres_of(model: IResNet, images: stage.Images, config: dict, device) -> np
 
 def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: dict, config: dict) -> int:
     """Copy a saved recogniser's backbone, and its head rows for classes of the same name; the number of those rows."""
-    with stage.whole(saved["path"]):
-        differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]
+    differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]
     if differ:
         raise stage.StageError(f"--init {saved['path']} has {differ[0]} {saved['config'][differ[0]]}, "
                                f"but {config[differ[0]]} is asked for here")
-    with stage.whole(saved["path"]):
-        model.load_state_dict(saved["weights"])
-        rows = {c: i for i, c in enumerate(saved["classes"])}
-        shared = [(i, rows[c]) for i, c in enumerate(classes) if c in rows]
-        if shared:
-            new, old = map(list, zip(*shared))
+    model.load_state_dict(saved["weights"])
+    rows = {c: i for i, c in enumerate(saved["classes"])}
+    shared = [(i, rows[c]) for i, c in enumerate(classes) if c in rows]
+    if shared:
+        new, old = map(list, zip(*shared))
+        with stage.whole(saved["path"]):
             head.data[new] = saved["head"][old]
     return len(shared)
 
@@ -437,7 +436,7 @@ def run(args) -> None:
     def balanced(i):
         return balanced_indices(i, images.labels, args.batch, args.seed)
     train(out, parts, images, step, export, device, balanced if args.balance else None, images=args.batch,
-              network_evaluations=args.batch, flops=3 * flops * args.batch)  # backward costs about two forward passes
+          network_evaluations=args.batch, flops=3 * flops * args.batch)  # backward costs about two forward passes
     print(f"wrote {out.dir / 'model.pt'}")
 
 

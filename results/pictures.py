@@ -25,7 +25,7 @@ from train_diffusion import Schedule, load_generator, to_uint8  # noqa: E402
 def show(path: Path, title: str, rows: dict, columns: list[str]) -> None:
     """A labelled picture: rows is label -> images (H, W, C), one for each column."""
     figure, axes = pyplot().subplots(len(rows), len(columns), figsize=(1.1 * len(columns) + 1, 1.15 * len(rows) + 0.5),
-                                layout="constrained", squeeze=False)
+                                     layout="constrained", squeeze=False)
     for line, (label, images) in zip(axes, rows.items()):
         for axis, image in zip(line, images):
             axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)

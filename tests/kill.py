@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 
 import torch
+from conftest import ROOT, SMALL_UNET
 
-ROOT = Path(__file__).resolve().parent.parent
-UNET = "--size 16 --width 8 --multipliers 1 2 --blocks 1 --attention 1 --patch 2 --batch 8".split()
+import prepare_data
 
 
 def stages(source: Path, work: Path) -> dict:
@@ -33,7 +33,7 @@ def stages(source: Path, work: Path) -> dict:
     made = {
         "prepare": ["prepare_data.py", "orl", source, "--size", 16, "--out", data],
         "recognizer": ["train_recognizer.py", "--data", data / "train", "--size", 16, "--steps", 300, *training],
-        "generator": ["train_diffusion.py", "--data", data / "train", *UNET, "--steps", 150, *training],
+        "generator": ["train_diffusion.py", "--data", data / "train", *SMALL_UNET, "--steps", 150, *training],
         "mining": ["mine_pairs.py", "--recognizer", real, "--data", data / "train", "--out", pairs],
         "sampling": ["sample_scoremix.py", "--generator", gen, "--pairs", pairs, "--per-class", 4, "--batch", 20],
         "evaluation": ["evaluate.py", "--model", real, "--data", data / "test", "--draws", 300],
@@ -129,9 +129,6 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    sys.path.insert(0, str(ROOT))
-    import prepare_data
-
     with tempfile.TemporaryDirectory() as folder:
         counts = torture(prepare_data.find_orl(), args.kills, args.seed, Path(folder))
     versions = f"Python {platform.python_version()}, torch {torch.__version__}"

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET, succeed
+from conftest import ROOT, SCRIPTS, SMALL_RECOGNIZER, SMALL_UNET, succeed
 from PIL import Image
 
 import evaluate
@@ -17,9 +17,6 @@ import sample_scoremix
 import stage
 import train_diffusion
 import train_recognizer
-
-SCRIPTS = ["prepare_data", "train_recognizer", "train_diffusion", "mine_pairs", "sample_scoremix", "evaluate"]
-SCRIPTS += ["audit", "alignment", "sweep"]
 
 
 def test_the_whole_chain(faces, tmp_path, capsys):

@@ -5,7 +5,8 @@ import json
 import resource
 import shutil
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,23 +127,12 @@ def test_a_signal_stops_sampling_and_preparing(whole, faces, tmp_path, monkeypat
     argv = ["folder", str(faces / "train"), "--test-classes", "0", "--out"]
     assert prepare_data.main([*argv, str(tmp_path / "whole")]) == 0
     with at_call(monkeypatch, stage, "write_atomic", 9, lambda: signal.raise_signal(signal.SIGINT)):
-        monkeypatch.setattr(prepare_data, "ThreadPoolExecutor", lambda: Serial())
+        here = nullcontext(SimpleNamespace(map=map))  # an executor in this thread, where signals arrive
+        monkeypatch.setattr(prepare_data, "ThreadPoolExecutor", lambda: here)
         assert prepare_data.main([*argv, str(tmp_path / "cut")]) == 130
     assert not (tmp_path / "cut/split.json").exists()
     assert prepare_data.main([*argv, str(tmp_path / "cut")]) == 0
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
-
-
-class Serial:
-    """An executor in this thread, where signals arrive."""
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    map = staticmethod(map)
 
 
 # --------------------------------------------------------------------------------------------- disks, files, folders
