@@ -24,7 +24,11 @@ from train_diffusion import load_generator
 from train_recognizer import centres_of, count_flops, load_recognizer
 
 SMALL_COUNT, LARGE_COUNT = 5, 4 / 3  # mixes for every class: few classes of small images need more new ones
-MOST_MIXES = 100_000_000  # candidates that are enumerated and sorted at once: all pairs of 14,000 classes
+MOST_MIXES = 10_000_000  # of more than two classes that are enumerated and sorted at once: all triplets of 390 classes
+FEW = 1_000_000  # pairs that are shuffled as a whole; from more, random ones are drawn
+TILE = 2048  # rows and columns of the matrix of all cosines that are there at once
+BAND = 65_536  # pairs that are ordered at once, after those of classes that are used up are left out
+SLACK = 1e-5  # of a cosine: more than float32 rounds
 
 
 def parse_args(argv=None):
@@ -69,59 +73,134 @@ def combinations(k: int, order: int) -> np.ndarray:
     return mixes
 
 
+def distances(centres: np.ndarray, mixes: np.ndarray) -> np.ndarray:
+    """1 - cosine, summed over the pairs of each mix (n, M) of unit rows (K, dim): float64 (n,), rounded to 1e-9."""
+    found = np.zeros(len(mixes))
+    for part in np.array_split(np.arange(len(mixes)), len(mixes) // 4096 + 1):
+        z = centres[mixes[part]]  # (n, M, dim)
+        for a, b in itertools.combinations(range(mixes.shape[1]), 2):
+            found[part] += 1 - np.einsum("nd,nd->n", z[:, a], z[:, b])
+    return found.round(9)
+
+
+def largest_products(x: torch.Tensor, sign: int, below: float, want: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """The pairs (n, 2) of rows of x (K, dim) with lower <= sign * product < below, n about `want`; falling values (n,).
+
+    One pass over the upper half of x @ x.T, tile by tile: memory for a tile and for the pairs that are found. `lower`
+    is guessed from the products of some rows, and raised when too many come; -inf, if none is left out, comes last.
+    """
+    k, lower = len(x), -math.inf
+    if k * (k - 1) // 2 > want:
+        some = x[torch.from_numpy(np.random.default_rng(k).choice(k, min(k, 1500), replace=False)).to(x.device)]
+        products = sign * (some @ some.T)[torch.ones(len(some), len(some), device=x.device).triu(1).bool()]
+        rank = max(1, round(want / (k * (k - 1) / 2) * len(products)))
+        products = products[products < below]
+        if rank < len(products):
+            lower = float(products.topk(rank).values[-1])
+    pairs, values = [], []
+    for i, j in itertools.combinations_with_replacement(range(0, k, TILE), 2):
+        tile = (sign * x[i:i + TILE]) @ x[j:j + TILE].T
+        inside = tile >= lower if below == math.inf else (tile >= lower) & (tile < below)
+        where = (inside.triu(1) if i == j else inside).nonzero()  # (n, 2)
+        values.append(tile[where[:, 0], where[:, 1]])
+        pairs.append(where + where.new_tensor([i, j]))
+        if sum(map(len, values)) > 4 * want:
+            pairs, values = torch.cat(pairs), torch.cat(values)
+            lower = float(values.topk(want).values[-1])
+            pairs, values = [pairs[values >= lower]], [values[values >= lower]]
+    values, rank = torch.cat(values).sort(descending=True)
+    return torch.cat(pairs)[rank].cpu().numpy(), values.cpu().numpy(), lower
+
+
+def ranked_pairs(centres: np.ndarray, strategy: str, usable, count: int, seed: int = 0, device="cpu"):
+    """Generator of pairs (n, 2) and their distances (n,) in the order of the strategy (see `mine`), band after band.
+
+    usable() -> bool (K,), asked before every band: which classes still matter. The first pass over all products looks
+    for about 4 `count` pairs, later ones for more, up to 64 a class. Pairs are found in float32 and ordered in float64,
+    so that the tiles change nothing. Random pairs are drawn, some of them twice, unless few are left to draw from.
+    """
+    k, want, bound, rng = len(centres), 4 * count + 10_000, math.inf, np.random.default_rng(seed)
+    sign = -1 if strategy == "distant" else 1  # the bands fall in sign * cosine
+    most, x = max(want, 64 * k), torch.from_numpy(centres).float().to(device)
+    while bound > -math.inf and len(left := usable().nonzero()[0]) > 1:
+        if strategy == "random":
+            n = math.comb(len(left), 2)
+            if n > max(FEW, 8 * count):
+                pairs = np.sort(left[rng.integers(len(left), size=(want, 2))], axis=1)
+                pairs = pairs[pairs[:, 0] < pairs[:, 1]]
+            else:
+                pairs, bound = left[combinations(len(left), 2)[rng.permutation(n)]], -math.inf
+            yield pairs, distances(centres, pairs)
+            continue
+        some = x if len(left) == k else x[torch.from_numpy(left).to(device)]
+        pairs, values, lower = largest_products(some, sign, bound + SLACK, want)
+        if lower + SLACK >= bound and want > MOST_MIXES:
+            raise stage.StageError(f"millions of pairs of classes have the distance {1 - sign * bound:.4f}: these "
+                                   "centres do not tell classes apart; train longer")
+        want = min(4 * want, most) if lower + SLACK < bound else 4 * want  # more ties than were wanted
+        for cut in [*(values[BAND::BAND].tolist()), lower]:
+            if cut + SLACK >= bound:
+                continue
+            first, last = np.searchsorted(-values, [-bound - SLACK, -cut], side="right")
+            band = left[pairs[first:last]]
+            band = band[usable()[band].all(1)]
+            distance = distances(centres, band)
+            inside = (sign * (1 - distance) >= cut + SLACK) & (sign * (1 - distance) < bound)
+            band, distance, bound = band[inside], distance[inside], cut + SLACK
+            rank = np.lexsort((band[:, 1], band[:, 0], -sign * (1 - distance)))
+            yield band[rank], distance[rank]
+
+
 def mine(centres: np.ndarray, count: int, order: int = 2, strategy: str = "distant", max_uses: int | None = None,
-         seed: int = 0) -> list[tuple[tuple[int, ...], float]]:
+         seed: int = 0, device="cpu") -> list[tuple[tuple[int, ...], float]]:
     """The `count` best mixes of `order` classes as (class indices, distance), best first.
 
     centres (K, dim), unit rows. distance = 1 - cosine, summed over the pairs of a mix. Greedy: mixes are taken in the
     order of the strategy (distant: largest distance first, close: smallest, random: by seed; ties by index) while each
     of their classes has fewer than `max_uses` uses (None: no cap). Fewer than `count` come back if the cap leaves no
-    more. Order 1 gives every class once, with distance 0. Where there are more than MOST_MIXES mixes of more than two
-    classes, they are not enumerated but grown (see `grow`). Raises StageError for too many pairs.
+    more. Order 1 gives every class once, with distance 0. Pairs are exact in memory that is linear in the classes; all
+    mixes of more classes are enumerated, or where they are more than MOST_MIXES, grown (see `grow`).
     """
     k = len(centres)
     if order == 1:
         return [((i,), 0.0) for i in range(k)]
-    grown = order > 2 and math.comb(k, order) > MOST_MIXES
-    if math.comb(k, 2) > MOST_MIXES:
-        raise stage.StageError(f"{math.comb(k, 2):,} pairs of {k} classes are too many to enumerate "
-                               f"(limit {MOST_MIXES:,}); use fewer classes")
-    mixes = combinations(k, 2 if grown else order)  # (n, order)
-    apart = 1 - centres @ centres.T  # (K, K)
-    distance = sum(apart[mixes[:, i], mixes[:, j]] for i, j in itertools.combinations(range(mixes.shape[1]), 2))
-    if strategy == "random":
-        rank = np.random.default_rng(seed).permutation(len(mixes))
+    uses, chosen, limit = np.zeros(k, int), {}, np.inf if max_uses is None else max_uses
+    if order == 2 or math.comb(k, order) > MOST_MIXES:
+        bands = ranked_pairs(centres, strategy, lambda: uses < limit, count, seed, device)
+        if order > 2:
+            return grow(centres, bands, uses, limit, count, order, strategy, seed)
     else:
-        rank = np.argsort(-distance if strategy == "distant" else distance, kind="stable")
-    if grown:
-        return grow(apart, mixes[rank], count, order, strategy, max_uses, seed)
-    uses, chosen = np.zeros(k, int), []
-    for i in rank:
-        mix = mixes[i]
-        if max_uses is None or (uses[mix] < max_uses).all():
-            uses[mix] += 1
-            chosen.append((tuple(map(int, mix)), float(distance[i])))
-            if len(chosen) == count:
-                break
-    return chosen
+        mixes, apart = combinations(k, order), 1 - centres @ centres.T
+        distance = sum(apart[mixes[:, i], mixes[:, j]] for i, j in itertools.combinations(range(order), 2)).round(9)
+        rank = (np.random.default_rng(seed).permutation(len(mixes)) if strategy == "random" else
+                np.argsort(-distance if strategy == "distant" else distance, kind="stable"))
+        bands = [(mixes[rank], distance[rank])]
+    for mixes, distance in bands:
+        for mix, d in zip(map(tuple, mixes.tolist()), distance.tolist()):
+            if all(uses[i] < limit for i in mix) and mix not in chosen:
+                for i in mix:
+                    uses[i] += 1
+                chosen[mix] = d
+                if len(chosen) == count:
+                    return list(chosen.items())
+    return list(chosen.items())
 
 
-def grow(apart: np.ndarray, pairs: np.ndarray, count: int, order: int, strategy: str, max_uses: int | None = None,
+def grow(centres: np.ndarray, bands, uses: np.ndarray, limit: float, count: int, order: int, strategy: str,
          seed: int = 0) -> list[tuple[tuple[int, ...], float]]:
     """Mixes of many classes without enumeration: each pair in turn, best first, is grown by one class after another.
 
-    apart (K, K) distances, pairs (n, 2) in the order of the strategy. The class that joins is the one with uses left
-    whose distances to the classes so far add up to the most (close: least; random: any). A mix that is there already
-    is left out. Not exact: the best mix of three need not contain the best pair. In order of their sums, as `mine`.
+    bands: see `ranked_pairs`; uses (K,) is counted up to `limit`. The class that joins is the one with uses left whose
+    distances to the classes so far add up to the most (close: least; random: any). A mix that is there already is left
+    out. Not exact: the best mix of three need not contain the best pair. In order of their sums, as `mine`.
     """
-    uses, chosen, rng = np.zeros(len(apart), int), {}, np.random.default_rng(seed)
-    limit = np.inf if max_uses is None else max_uses
-    for pair in pairs:
-        mix = list(map(int, pair))
+    chosen, rng = {}, np.random.default_rng(seed)
+    for pair in itertools.chain.from_iterable(pairs.tolist() for pairs, _ in bands):
+        mix = list(pair)
         if (uses[mix] >= limit).any():
             continue
         while len(mix) < order:
-            gain = rng.random(len(apart)) if strategy == "random" else apart[mix].sum(0)
+            gain = rng.random(len(uses)) if strategy == "random" else -centres @ centres[mix].sum(0)
             gain = -gain if strategy == "close" else gain
             gain[uses >= limit] = -np.inf
             gain[mix] = -np.inf
@@ -132,7 +211,7 @@ def grow(apart: np.ndarray, pairs: np.ndarray, count: int, order: int, strategy:
         key = tuple(sorted(mix))
         if len(mix) == order and key not in chosen:
             uses[mix] += 1
-            chosen[key] = float(sum(apart[i, j] for i, j in itertools.combinations(key, 2)))
+            chosen[key] = float(distances(centres, np.array([key]))[0])
             if len(chosen) == count:
                 break
     found = list(chosen.items())
@@ -169,7 +248,7 @@ def run(args) -> None:
     else:
         centres = model.label.weight[:k].double().cpu().numpy()  # the null class is left out
         centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    mixes = mine(centres, count, m, args.strategy, max_uses, args.seed)
+    mixes = mine(centres, count, m, args.strategy, max_uses, args.seed, device)
     if len(mixes) < count:
         raise stage.StageError(f"only {len(mixes)} of {count} mixes can be had from {k} classes with each in at most "
                                f"{max_uses}; raise --max-uses or lower --count")
@@ -184,16 +263,17 @@ def run(args) -> None:
         print(f"already mined: {out}")
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    everything = 1 - (centres @ centres.T)[np.triu_indices(k, 1)]
-    distances = {"mean": float(everything.mean()), "min": float(everything.min()), "max": float(everything.max()),
-                 "chosen_mean": float(np.mean([d for _, d in mixes]))}
+    total, squares = (centres.sum(0) ** 2).sum(), ((centres.T @ centres) ** 2).sum()  # of all ordered pairs' cosines
+    mean, square = (total - k) / (k * (k - 1)), (squares - k) / (k * (k - 1))  # without a class and itself
+    spread = {"mean": 1 - mean, "std": math.sqrt(max(0, square - mean ** 2)),
+              "chosen_mean": float(np.mean([d for _, d in mixes]))}
     cost["seconds"] = time.monotonic() - stage.began
     stage.write_json(out.with_suffix(".json"), {"arguments": vars(args), "count": count, "max_uses": max_uses,
-                                                "distances": distances, "inputs": inputs, "cost": cost})
+                                                "distances": spread, "inputs": inputs, "cost": cost})
     stage.write_atomic(out, lambda p: p.write_bytes(content))
-    told = f", {args.strategy}, mean distance {distances['chosen_mean']:.3f}" if m > 1 else ""
-    print(f"wrote {out}: {len(mixes)} mixes{told}; the distances of all pairs: mean {distances['mean']:.3f}, "
-          f"from {distances['min']:.3f} to {distances['max']:.3f}")
+    told = f", {args.strategy}, mean distance {spread['chosen_mean']:.3f}" if m > 1 else ""
+    print(f"wrote {out}: {len(mixes)} mixes{told}; the distances of all pairs: mean {spread['mean']:.3f}, "
+          f"std {spread['std']:.3f}")
 
 
 @stage.command

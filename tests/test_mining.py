@@ -137,11 +137,61 @@ def test_grown_mixes_of_many_classes():
     )
 
 
-def test_too_many_pairs_are_refused(monkeypatch):
-    monkeypatch.setattr(mine_pairs, "MOST_MIXES", 100)
-    for order in (2, 3):
-        with pytest.raises(stage.StageError, match="105 pairs of 15 classes are too many"):
-            mine(unit(15), 10, order)
+def hubs(k, dim=16, seed=0):
+    """Unit rows of which some are far from nearly all others, so that a cap blocks most of the best pairs."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(k, dim)) * rng.random((k, 1)) + 2 * rng.normal(size=dim)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("strategy", ["distant", "close"])
+@pytest.mark.parametrize("max_uses, count", [(1, 150), (3, 440), (4, 500), (None, 20_000)])
+def test_many_bands_are_the_whole_list_in_order(strategy, max_uses, count, monkeypatch):
+    """Tiles, bands and passes, all made small, against one sort of all pairs."""
+    monkeypatch.setattr(mine_pairs, "TILE", 64)
+    monkeypatch.setattr(mine_pairs, "BAND", 500)
+    passes, whole = [], mine_pairs.largest_products
+
+    def largest_products(x, sign, below, want):
+        passes.append(len(x))
+        return whole(x, sign, below, want // 50)
+
+    monkeypatch.setattr(mine_pairs, "largest_products", largest_products)
+    centres = hubs(300)
+    found = mine(centres, count, 2, strategy, max_uses)
+    a, b = np.triu_indices(300, 1)
+    distance = (1 - np.einsum("nd,nd->n", centres[a], centres[b])).round(9)
+    uses, expected = np.zeros(300, int), []
+    for r in np.argsort(-distance if strategy == "distant" else distance, kind="stable"):
+        if max_uses is None or max(uses[a[r]], uses[b[r]]) < max_uses:
+            uses[[a[r], b[r]]] += 1
+            expected.append(((int(a[r]), int(b[r])), distance[r]))
+    assert found == expected[:count]
+    assert len(passes) > 1 and passes == sorted(passes, reverse=True)
+
+
+def test_equal_distances_by_the_thousand():
+    centres = np.eye(300)  # 44,850 pairs, all of distance 1
+    found = mine(centres, 300, max_uses=2)
+    assert [m for m, _ in found[:4]] == [(0, 1), (0, 2), (1, 2), (3, 4)] and {d for _, d in found} == {1.0}
+
+
+def test_centres_that_are_all_alike_are_refused(monkeypatch):
+    monkeypatch.setattr(mine_pairs, "MOST_MIXES", 10_000)
+    with pytest.raises(stage.StageError, match="have the distance 0.0000: .* train longer"):
+        mine(np.ones((1000, 1)), 10, max_uses=1)
+
+
+def test_random_pairs_of_many_classes_are_drawn(monkeypatch):
+    monkeypatch.setattr(mine_pairs, "FEW", 100)
+    centres = unit(1000)
+    found = [m for m, _ in mine(centres, 1400, 2, "random", 3, seed=0)]
+    assert len(set(found)) == 1400 and all(a < b for a, b in found)
+    assert max(np.bincount(np.ravel(found))) == 3
+    assert np.corrcoef(np.array(found[:1000]).T)[0, 1] == pytest.approx(0.5, abs=0.1)  # of the sorted halves of a pair
+    assert found == [m for m, _ in mine(centres, 1400, 2, "random", 3, seed=0)]
+    assert found != [m for m, _ in mine(centres, 1400, 2, "random", 3, seed=1)]
+    assert len(mine(unit(40), 780, 2, "random", None)) == 780  # all there are
 
 
 def test_centres_are_normalised_means():
@@ -180,7 +230,9 @@ def test_the_file_agrees_with_embeddings_computed_here(recognizer, faces, tmp_pa
     assert [(r["class_1"], r["class_2"]) for r in rows] == [(a, b) for _, a, b in expected]
     assert np.allclose([float(r["distance"]) for r in rows], [d for d, _, _ in expected], atol=1e-4)
     info = json.loads(out.with_suffix(".json").read_text())
-    assert info["count"] == 10 and info["distances"]["max"] == pytest.approx(expected[0][0], abs=1e-4)
+    apart = [d for d, _, _ in expected]
+    assert info["count"] == 10 and info["distances"]["mean"] == pytest.approx(np.mean(apart), abs=1e-4)
+    assert info["distances"]["std"] == pytest.approx(np.std(apart), abs=1e-4)
     before = out.read_bytes()
     assert mine_pairs.main(command(recognizer, faces, out, "--count", 10, "--max-uses", 9)) == 0
     assert out.read_bytes() == before
