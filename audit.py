@@ -20,7 +20,8 @@ import torch.nn.functional as F
 
 import stage
 from train_diffusion import save_grid
-from train_recognizer import class_centres, count_flops, embed, load_recognizer
+from train_recognizer import class_centres, embed, load_recognizer
+from training import count_flops
 
 TITLES = {"consistency": "consistency: mean cosine within a class",
         "similarity_to_sources": "mean cosine to the centres of the sources",
@@ -39,7 +40,8 @@ def parse_args(argv=None):
     g = parser.add_argument_group("inputs and output")
     g.add_argument("--recognizer", required=True, metavar="RUN", help="run of train_recognizer.py on the real images")
     g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="the real training images")
-    g.add_argument("--mixed", required=True, metavar="DIR", help="a folder of sample_scoremix.py, with its manifest")
+    g.add_argument("--mixed", nargs="+", required=True, metavar="DIR",
+                   help="folders of sample_scoremix.py, with their manifests")
     g.add_argument("--out", required=True, metavar="DIR", help="where the report goes, a run directory")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     return parser.parse_args(argv)
@@ -130,30 +132,31 @@ def write_nearest(path: Path, columns: dict) -> None:
             table.writerow([f"{v:.6f}" if isinstance(v, float) else v for v in row])
 
 
-def read_sources(mixed: Path, images: stage.Images, classes: list[str]) -> np.ndarray:
-    """The source classes (N, M) of each image, as indices into `classes`, from the folder's manifest."""
-    ids = {c: i for i, c in enumerate(classes)}
+def read_sources(folders: list[Path], images: stage.Images, classes: list[str]) -> np.ndarray:
+    """The source classes (N, M) of each image, as indices into `classes`, from the folders' manifests."""
+    ids, rows = {c: i for i, c in enumerate(classes)}, {}
     try:
-        with open(mixed / "manifest.csv", newline="", encoding="utf-8-sig") as file:
-            rows = {row["path"]: [ids[v] for k, v in row.items() if k.startswith("class_")]
-                    for row in csv.DictReader(file)}
-        sources = np.array([rows[p.relative_to(mixed).as_posix()] for p in images.paths])
+        for mixed in folders:
+            with open(mixed / "manifest.csv", newline="", encoding="utf-8-sig") as file:
+                rows |= {mixed / row["path"]: [ids[v] for k, v in row.items() if k.startswith("class_")]
+                         for row in csv.DictReader(file)}
+        sources = np.array([rows[p] for p in images.paths])
         if sources.ndim != 2 or not sources.shape[1]:
             raise KeyError("class_1")
         return sources
     except FileNotFoundError:
         raise stage.StageError(f"{mixed} has no manifest.csv; name a folder of sample_scoremix.py") from None
-    except (KeyError, ValueError, AttributeError, csv.Error) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise stage.StageError(f"{mixed}/manifest.csv, its images and the classes of --data do not belong together: "
                                f"{error} is missing") from None
 
 
 def run(args) -> None:
-    device, mixed = stage.pick_device(args.device), Path(args.mixed)
+    device, folders = stage.pick_device(args.device), list(map(Path, args.mixed))
     model, saved = load_recognizer(args.recognizer, device)
     config = saved["config"]
-    real, made = (stage.Images(d, config["size"], config["channels"]) for d in (args.data, [mixed]))
-    k, sources = len(real.classes), read_sources(mixed, made, real.classes)
+    real, made = (stage.Images(d, config["size"], config["channels"]) for d in (args.data, folders))
+    k, sources = len(real.classes), read_sources(folders, made, real.classes)
     if len(real.paths) < 4 or len(made.paths) < 2 or real.labels.bincount().max() < 2:
         raise stage.StageError("too few images to compare; at least two mixed ones are needed, and four real ones, "
                                "two of them of one class")
@@ -180,7 +183,7 @@ def run(args) -> None:
     small = thumbnails(real)
     mirrored = small.flip(3).flatten(1) if config["flip"] else None
     spaces = {"embedding": (z_made, z_real, None), "pixels": (thumbnails(made).flatten(1), small.flatten(1), mirrored)}
-    rows, columns = [], {"path": [p.relative_to(mixed).as_posix() for p in made.paths]}
+    rows, columns = [], {"path": ["/".join(p.parts[-2:]) for p in made.paths]}
     for space, (queries, references, mirrored) in spaces.items():
         distance, index = nearest(queries, references if mirrored is None else torch.cat([references, mirrored]))
         index %= len(references)

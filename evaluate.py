@@ -27,7 +27,8 @@ import report
 import stage
 import testsets
 from testsets import Embeddings, TestSet
-from train_recognizer import ARCHS, count_flops, embed, load_recognizer
+from train_recognizer import ARCHS, embed, load_recognizer
+from training import count_flops
 
 RANKS, VOID = (1, 5, 20), 0.05  # VOID: the share of resamples that may lack genuine or impostor pairs
 TIE = 1e-6  # similarities this near are equal: a matrix product rounds even copies apart

@@ -21,7 +21,8 @@ import torch
 
 import stage
 from train_diffusion import load_generator
-from train_recognizer import centres_of, count_flops, load_recognizer
+from train_recognizer import centres_of, load_recognizer
+from training import count_flops
 
 SMALL_COUNT, LARGE_COUNT = 5, 4 / 3  # mixes for every class: few classes of small images need more new ones
 MOST_MIXES = 10_000_000  # of more than two classes that are enumerated and sorted at once: all triplets of 390 classes

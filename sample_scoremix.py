@@ -11,6 +11,7 @@ the authors used; DPM-Solver++(2M) (Lu et al. 2022); classifier-free guidance (H
 (Karras et al. 2024); the condition mix of AugGen (Rahimi et al. 2025).
 """
 
+import argparse
 import csv
 import hashlib
 import itertools
@@ -27,10 +28,18 @@ from PIL import Image
 
 import stage
 from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8, to_x0
-from train_recognizer import count_flops, fill_defaults
+from training import accelerate, add_speed_flags, count_flops, fill_defaults
 
 SOLVERS = ["ddim", "ddpm", "heun", "dpm++"]
 SMALL, LARGE = dict(per_class=5, steps=25), dict(per_class=15, steps=50)  # defaults by the generator's size
+
+
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type: I/N with 1 <= I <= N."""
+    i, n = map(int, text.split("/"))
+    if not 1 <= i <= n:
+        raise argparse.ArgumentTypeError(f"{text} is not I/N with I from 1 to N")
+    return i, n
 
 
 def parse_args(argv=None):
@@ -70,7 +79,10 @@ def parse_args(argv=None):
                    help="images sampled at once; changes nothing but rounding (default: %(default)s)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0,
                    help="the noise of an image follows from seed, classes and index alone (default: 0)")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    g.add_argument("--shard", type=shard, default=(1, 1), metavar="I/N",
+                   help="the I-th of N parts of the mixes, for N machines or GPUs, each with its own --out, which "
+                   "--data of the training takes together (default: 1/1)")
+    add_speed_flags(g)
     args = parser.parse_args(argv)
     if args.solver != "ddim" and args.eta not in (None, float(args.solver == "ddpm")):
         raise stage.StageError("--eta belongs to --solver ddim; ddpm is ddim with --eta 1, the others add no noise")
@@ -153,7 +165,10 @@ def evaluations(solver: str, steps: int) -> int:
 
 def draw_noise(generators: list, shape, device) -> torch.Tensor:
     """Standard normal (B, *shape), each image from its own CPU generator, so that it does not depend on the batch."""
-    return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+    noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+    if torch.device(device).type == "cuda":
+        noise = noise.pin_memory()  # then neither side waits for the transfer
+    return noise.to(device, non_blocking=True)
 
 
 @torch.no_grad()
@@ -309,8 +324,10 @@ def run(args) -> None:
     if args.guidance != 1 and not saved["config"].get("label_dropout", True):
         raise stage.StageError(f"{args.generator} has no null class (--label-dropout 0), which --guidance needs; use 1")
     fill_defaults(args, SMALL if saved["config"]["size"] <= 64 else LARGE)
-    mixes = read_pairs(args.pairs, saved["classes"])
-    order = len(mixes[0])
+    mixes, (part, parts) = read_pairs(args.pairs, saved["classes"]), args.shard
+    if parts > len(mixes):
+        raise stage.StageError(f"--shard {part}/{parts}: {args.pairs} has only {len(mixes)} mixes")
+    mixes, order = mixes[part - 1::parts], len(mixes[0])
     weights = args.weights or [1 / order] * order
     if len(weights) != order:
         raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
@@ -330,6 +347,8 @@ def run(args) -> None:
         weak, guide = load_guide(args.guide, saved, device)
         inputs["guide"] = guide["path"]
         weak_flops = count_flops(weak, torch.zeros(1, *shape, device=device), zero, zero)
+        accelerate(weak, device, args.precision, args.compile)
+    accelerate(model, device, args.precision, args.compile)
     derived = {"weights": None if args.dirichlet else weights, "images": len(mixes) * args.per_class}
     out = stage.Run("sample_scoremix", args, inputs, derived | {"flops_per_evaluation": flops})
     work = [(mix, index) for mix in mixes for index in range(args.per_class)]

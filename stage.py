@@ -26,8 +26,10 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}  # and w
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # would make PIL start another program
 FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
 # when this command began, directory -> its lock file, signals that came, whether the first waits for the end of a step
-began, locks, signals, patient = time.monotonic(), {}, [], False
-progress = functools.partial(tqdm, mininterval=1 if sys.stderr.isatty() else 15, leave=sys.stderr.isatty())
+began, locks, signals, patient, tty = time.monotonic(), {}, [], False, sys.stderr.isatty()
+# of torchrun: which process this is (0 alone writes files), how many there are, and the GPU that is meant for it
+rank, world, local = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+progress = functools.partial(tqdm, mininterval=1 if tty else 15, leave=tty, disable=rank > 0)
 
 class StageError(Exception):
     """Bad input: its message is the one line the user reads, and says what to do. The exit code is 2."""
@@ -83,9 +85,9 @@ def command(body):
     return main
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is the GPU if there is one, else the CPU."""
+    """`auto` is the GPU if there is one (under torchrun, each process has its own), else the CPU."""
     try:
-        name = name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        name = name if name != "auto" else f"cuda:{local}" if torch.cuda.is_available() else "cpu"
         return torch.ones(1, device=name).cpu().to(name).device  # not `meta`, which has no values to copy
     except (RuntimeError, AssertionError) as error:
         raise StageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
@@ -131,9 +133,8 @@ def decode(path: Path, size: int | None, channels: int | None = None, crop: tupl
     box = tuple(crop or (0, 0, *image.size))  # left, top, right, bottom
     if not (0 <= box[0] < box[2] <= image.width and 0 <= box[1] < box[3] <= image.height):
         raise StageError(f"the crop box {box} does not lie inside {path} of {image.width}x{image.height} pixels")
-    target = (size, size) if size else (box[2] - box[0], box[3] - box[1])
-    image = image.resize(target, Image.BICUBIC, box=box)  # antialiased; a copy where nothing changes
-    return np.array(image).reshape(target[1], target[0], channels)
+    target = (size, size) if size else (box[2] - box[0], box[3] - box[1])  # antialiased; a copy if nothing changes
+    return np.array(image.resize(target, Image.BICUBIC, box=box)).reshape(target[1], target[0], channels)
 
 class Images:
     """The images of folders (or of a listing): classes, paths, labels (N,) long; images[index], uint8 (B, C, S, S).
@@ -142,9 +143,12 @@ class Images:
     def __init__(self, folders: list, size: int, channels: int | None = None, listing: tuple | None = None):
         self.classes, self.paths, labels = listing or scan(folders)
         self.labels, self.size, self.channels = torch.tensor(labels), size, channels
-        fits = len(labels) * 3 * size * size < os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 3
+        container = [p.read_text() for p in Path("/sys/fs/cgroup").glob("memory.max")]
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_DATA)[0]]
+        limits = [n for n in limits + [int(t) for t in container if t.strip().isdigit()] if n > 0]  # -1 is none
+        fits = len(labels) * 3 * size * size < min(limits) // 3
         with ThreadPoolExecutor() as pool:
-            read = progress(pool.map(self._read, self.paths), "reading images", len(labels), disable=None)
+            read = progress(pool.map(self._read, self.paths), "reading images", len(labels), disable=rank > 0 or None)
             pixels = [(len(x), x if fits else None) for x in read]  # x (C, size, size)
         self.channels = channels or max(c for c, _ in pixels)
         self.pixels = torch.stack([x.expand(self.channels, -1, -1) for _, x in pixels]) if fits else None
@@ -154,18 +158,14 @@ class Images:
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
         if self.pixels is not None:
-            return self.pixels[index]
+            return self.pixels[index.to(self.pixels.device)]
         with ThreadPoolExecutor() as pool:
             return torch.stack(list(pool.map(self._read, [self.paths[i] for i in index.tolist()])))
 
-def batch_indices(step: int, n: int, batch: int, seed: int) -> torch.Tensor:
-    """The images (batch,) of a step: a piece of an endless chain of permutations of n, from (seed, step) alone."""
-    epochs = range(step * batch // n, ((step + 1) * batch - 1) // n + 1)
-    chain = [torch.randperm(n, generator=torch.Generator().manual_seed(seed_of("order", seed, e))) for e in epochs]
-    return torch.cat(chain)[step * batch % n:][:batch]
-
 def write_atomic(path: Path, write, sync: bool = True) -> None:
     """Call `write(temporary_path)`, then rename: no kill, full disk or (if sync) loss of power leaves half a file."""
+    if rank:
+        return
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         write(temporary)
@@ -223,7 +223,7 @@ class Run:
         if files and not held.exists():
             raise StageError(f"{self.dir} exists and is no run of this project; choose another --out")
         self.dir.mkdir(parents=True, exist_ok=True)
-        locks[os.path.realpath(self.dir)] = lock = open(self.dir / ".lock", "w")
+        locks[os.path.realpath(self.dir)] = lock = open(self.dir / f".lock{rank or ''}", "w")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, whatever kills it
             self.cost = json.loads(ledger.read_text()) if ledger.exists() else {}

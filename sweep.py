@@ -26,7 +26,8 @@ from report import pyplot, save_figure
 from sample_scoremix import (SOLVERS, convex, draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs,
                              sample)
 from train_diffusion import Schedule, load_generator, save_grid, to_uint8
-from train_recognizer import centres_of, count_flops, embed_batch, load_recognizer
+from train_recognizer import centres_of, embed_batch, load_recognizer
+from training import count_flops
 
 
 def parse_args(argv=None):

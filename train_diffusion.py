@@ -21,8 +21,9 @@ from PIL import Image
 from torch import nn
 
 import stage
-from train_recognizer import (add_common_flags, centres_of, count_flops, fill_defaults, learning_rate, load_recognizer,
-                              preprocess, train)
+from train_recognizer import centres_of, load_recognizer, preprocess
+from training import (accelerate, add_common_flags, count_flops, distribute, fill_defaults, learning_rate, share,
+                      train)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -242,11 +243,11 @@ def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule,
 
     more(x0, y, a): another loss of the denoised images, to be added.
     """
-    b = len(x0)
+    b = len(x0) * stage.world  # numbers are drawn for the rows of all processes
     u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1  # stratified: a calmer loss
-    t = (u * schedule.T).long().clamp(max=schedule.T - 1)
+    t = (share(u) * schedule.T).long().clamp(max=schedule.T - 1)
     a, s = schedule.at(t)
-    eps = torch.randn_like(x0)
+    eps = share(torch.randn(b, *x0.shape[1:], device=x0.device)).contiguous(memory_format=torch.channels_last)
     target = a * eps - s * x0 if predict == "v" else eps
     x_t = a * x0 + s * eps
     out = model(x_t, t, y).float()
@@ -261,8 +262,7 @@ def alignment_loss(recognizer: nn.Module, config: dict, centres: torch.Tensor, w
     blurred x0 of high noise; images of the null class are left out.
     """
     def loss(x0, y, a):
-        with torch.autocast(x0.device.type, enabled=False):
-            z = F.normalize(recognizer(preprocess(x0.clamp(-1, 1) * 127.5 + 127.5, config)))
+        z = F.normalize(recognizer(preprocess(x0.clamp(-1, 1) * 127.5 + 127.5, config)))
         known = y < len(centres)
         cosine = (z * centres[torch.where(known, y, 0)]).sum(1)
         return weight * (a.flatten() ** 2 * known * (1 - cosine)).mean()
@@ -359,23 +359,27 @@ def run(args) -> None:
     one = torch.zeros(1, images.channels, args.size, args.size, device=device)
     flops = count_flops(ema, one, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
     derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
+               "processes": stage.world,
                "parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
     out = stage.Run("train_diffusion", args, inputs, derived)
     if (out.dir / "model.pt").exists():
         print(f"already trained: {out.dir / 'model.pt'}")
         return
+    accelerate(model, device, args.precision, args.compile)
+    network = distribute(model, device)
     print(", ".join(f"{k} {v:,}" for k, v in derived.items()), f"on {device}")
-    network = torch.compile(model) if args.compile else model
+
+    def rand(*shape):
+        return share(torch.rand(args.batch, *shape, device=device))
 
     def step(i, x, y):
         x0 = x.float().div(127.5).sub(1).to(memory_format=torch.channels_last)
         if args.flip:
-            x0 = torch.where(torch.rand(len(x0), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
-        y = torch.where(torch.rand(len(y), device=device) < args.label_dropout, model.num_classes, y)
+            x0 = torch.where(rand(1, 1, 1) < 0.5, x0.flip(3), x0)
+        y = torch.where(rand() < args.label_dropout, model.num_classes, y)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            loss = diffusion_loss(network, x0, y, schedule, args.predict, more)
+        loss = diffusion_loss(network, x0, y, schedule, args.predict, more)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)

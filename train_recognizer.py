@@ -9,59 +9,28 @@ Writes  OUT/model.pt (backbone with InsightFace's key names, head, classes), OUT
 The same command goes on after a stop. Sources: ArcFace (Deng et al. 2019); IResNet as in InsightFace's arcface_torch.
 """
 
-import argparse
-import functools
-import json
 import math
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import stage
+from training import (accelerate, add_common_flags, balanced_indices, count_flops, distribute, fill_defaults,
+                      learning_rate, share, train)
 
 # arch -> blocks of the four levels, width of the first level, embedding dimension
 ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "ir18": ((2, 2, 2, 2), 64, 512), "ir34": ((3, 4, 6, 3), 64, 512),
          "ir50": ((3, 4, 14, 3), 64, 512), "ir101": ((3, 13, 30, 3), 64, 512)}
 SMALL = dict(steps=2500, batch=32, lr=0.1, margin=0.3, scale=32.0)  # defaults of `small`
 LARGE = dict(steps=30_000, batch=256, lr=0.1, margin=0.5, scale=64.0)  # defaults of the others
-WARMUP = 0.05  # share of the steps in which the learning rate rises to --lr
 MARGIN_WARMUP = 0.2  # share of the steps in which the margin rises to --margin
 MOMENTUM, WEIGHT_DECAY, MAX_GRAD_NORM = 0.9, 5e-4, 5.0
 SHIFT, ZOOM, ROTATION = 0.06, 0.08, 8.0  # augmentation: up to this share of the side, this factor, these degrees
 LIGHT, LOW_RESOLUTION = 0.25, 0.2  # brightness and contrast by up to this share; share of the images made coarse
-
-
-def add_common_flags(parser: stage.Parser) -> None:
-    """The flags that the training of a recogniser and of a generator share."""
-    whole = stage.number(int, 1)
-    g = parser.add_argument_group("data and output")
-    g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders, united by class name")
-    g.add_argument("--out", required=True, metavar="RUN", help="run directory; the same command goes on after a stop")
-    g.add_argument("--size", type=stage.number(int, 8, 1024), default=112, help="pixels a side (default: %(default)s)")
-    g.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
-                   help="mirror half of the images (default: yes); no for characters, say")
-    g = parser.add_argument_group("running")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
-    g.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
-                   help="bf16: autocast of the network alone, for GPUs (default: fp32)")
-    g.add_argument("--compile", action="store_true", help="torch.compile the network; pays on long runs")
-    g.add_argument("--log-every", type=whole, default=100, metavar="N", help="steps a log line (default: %(default)s)")
-    g.add_argument("--save-every", type=whole, default=500, metavar="N", help="steps a checkpoint (default: 500)")
-    g.add_argument("--keep-every", type=stage.number(int, 0), default=0, metavar="N",
-                   help="keep a model-STEP.pt every N steps (default: none)")
-
-
-def fill_defaults(args, defaults: dict) -> None:
-    """Give the flags that were left out the values that follow from the size or the architecture."""
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
 
 
 def parse_args(argv=None):
@@ -145,6 +114,17 @@ class IResNet(nn.Module):
         return self.features(self.fc(self.bn2(x).flatten(1)))
 
 
+class Classifier(nn.Module):
+    """Images -> the cosines (B, K) of their embeddings to the rows of a head (K, dim)."""
+
+    def __init__(self, backbone: IResNet, head: nn.Parameter):
+        super().__init__()
+        self.backbone, self.head = backbone, head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.backbone(x).float()) @ F.normalize(self.head).T
+
+
 # ------------------------------------------------------------------------------------------------------ mathematics
 def arcface(cosine: torch.Tensor, y: torch.Tensor, s: float, m: float) -> torch.Tensor:
     """Logits of ArcFace (Deng et al. 2019, Eq. 3): s cos(theta_y + m) for the label, s cos(theta_j) for the others.
@@ -169,8 +149,11 @@ def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
     """Random flip, shift, zoom, rotation, light and low resolution of a batch (B, C, H, W) in [-1, 1]."""
     b, size = len(x), x.shape[-1]
 
-    def uniform(limit, *shape):  # (B, *shape) in [-limit, limit]
-        return (2 * torch.rand(b, *shape, device=x.device) - 1) * limit
+    def rand(*shape):  # (B, *shape)
+        return share(torch.rand(b * stage.world, *shape, device=x.device))
+
+    def uniform(limit, *shape):  # in [-limit, limit]
+        return (2 * rand(*shape) - 1) * limit
     angle, zoom = uniform(ROTATION * math.pi / 180), 1 + uniform(ZOOM)
     mirror = torch.where(uniform(1) < 0, -1.0, 1.0) if flip else torch.ones_like(zoom)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
@@ -182,100 +165,11 @@ def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
     x = (x - mean) * (1 + uniform(LIGHT, 1, 1, 1)) + mean + uniform(LIGHT, 1, 1, 1)  # contrast, then brightness
     coarse = F.interpolate(x, size=size // 2, mode="area")
     coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-    x = torch.where(torch.rand(b, 1, 1, 1, device=x.device) < LOW_RESOLUTION, coarse, x)
+    x = torch.where(rand(1, 1, 1) < LOW_RESOLUTION, coarse, x)
     return x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then a cosine from `peak` to 0."""
-    warmup = max(1, round(WARMUP * steps))
-    progress = max(0, step - warmup) / max(1, steps - warmup)
-    return peak * min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def balanced_indices(step: int, labels: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
-    """The images (batch,) of a step in which every class is drawn equally often, from (seed, step) alone.
-
-    labels (N,), ascending. The classes go by endless permutations, each with one of its images at random.
-    """
-    counts = labels.bincount()
-    classes = stage.batch_indices(step, len(counts), batch, seed)
-    chance = torch.rand(batch, generator=torch.Generator().manual_seed(stage.seed_of("balance", seed, step)))
-    return counts.cumsum(0)[classes] - 1 - (chance * counts[classes]).long()
-
-
-# ------------------------------------------------------------------------------------------------------------- loop
-def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device, order=None, **cost) -> None:
-    """The loop of both trainings: step(i, images (B, C, H, W) uint8, labels (B,)) -> {name: scalar} up to --steps.
-
-    parts: name -> object with state_dict and load_state_dict; export(): content of model.pt, written at the end;
-    order(i): the images of step i (default: stage.batch_indices); cost: amounts a step. Goes on from last.pt, which is
-    written every --save-every steps and at a signal: on a CPU the result is the same to the bit, and so is log.jsonl.
-    """
-    def batch(i):
-        index = order(i) if order else stage.batch_indices(i, len(data.paths), args.batch, args.seed)
-        return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
-    args, last, start = out.args, out.dir / "last.pt", 0
-    sums, count = {}, 0  # of what step gave since the last line of the log
-    kept = 0  # bytes of the log that stay: lines after the checkpoint come again, one that was cut goes
-    if last.exists():
-        state = stage.load_model(last, "checkpoint")
-        with stage.whole(last):
-            start, count = state["step"], state.get("count", 0)
-            if type(start) is not int or type(count) is not int:
-                raise TypeError("step or count")
-            sums = {k: v.to(device) for k, v in state.get("sums", {}).items()}
-            kept = (out.dir / "log.jsonl").read_bytes()[:state["log"]].rfind(b"\n") + 1
-            for name, part in parts.items():
-                part.load_state_dict(state[name])
-    log, stage.patient = open(out.dir / "log.jsonl", "ab", buffering=0), True
-    log.truncate(kept)
-    bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name)
-    with log, ThreadPoolExecutor(1) as ahead, bar:
-        following = ahead.submit(batch, start)
-        for i in range(start, args.steps):
-            now, following = following.result(), ahead.submit(batch, i + 1)
-            torch.manual_seed(stage.seed_of("step", args.seed, i))
-            sums = {k: v.detach() + sums.get(k, 0) for k, v in step(i, *now).items()}
-            done, count, stop = i + 1, count + 1, bool(stage.signals)
-            keep = args.keep_every and done % args.keep_every == 0
-            save = keep or done % args.save_every == 0 or done == args.steps
-            line = save or done % args.log_every == 0
-            if line or stop:
-                means = {k: float(v) / count for k, v in sums.items()}
-                weights = [p for m in parts.values() if isinstance(m, nn.Module) for p in m.parameters()]
-                means["weight_norm"] = float(nn.utils.get_total_norm([p.detach() for p in weights]))
-                if not np.isfinite(list(means.values())).all():
-                    raise stage.StageError(f"not finite by step {done}: {means}; usually --lr is too high, or bf16 "
-                                           f"too coarse: try another in a new --out; {last} stays as it was")
-            if line:
-                log.write((json.dumps({"step": done, **means}) + "\n").encode())
-                bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
-                out.spend(device, **{k: v * count for k, v in cost.items()})
-                sums, count = {}, 0
-            if keep:
-                stage.write_atomic(out.dir / f"model-{done}.pt", functools.partial(torch.save, export()))
-            if save or stop:
-                state = {"kind": "checkpoint", "step": done, "log": log.tell(), "count": count,
-                         "sums": {k: v.cpu() for k, v in sums.items()}}
-                state |= {k: part.state_dict() for k, part in parts.items()}
-                stage.write_atomic(last, functools.partial(torch.save, state))
-            bar.update()
-            if stop:
-                out.spend(device)  # the seconds; the amounts come with the next line of the log
-                raise KeyboardInterrupt
-    stage.patient = False
-    stage.write_atomic(out.dir / "model.pt", functools.partial(torch.save, export()))
-
-
 # -------------------------------------------------------------------------------------------------------------- run
-def count_flops(model: nn.Module, *inputs) -> int:
-    """FLOPs of one forward pass, two for each multiplication-addition."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
-    return counter.get_total_flops()
-
-
 def public_weights(path: str, arch: str, bgr: bool, mean: float, std: float) -> dict:
     """What load_model would give for a file that holds a bare state dict with InsightFace's key names.
 
@@ -387,7 +281,8 @@ def run(args) -> None:
     model = IResNet(args.arch, args.size, images.channels)
     head = nn.Parameter(torch.randn(len(images.classes), ARCHS[args.arch][2]) * 0.01)
     inputs = {"data": args.data}
-    derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels}
+    derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
+               "processes": stage.world}
     if args.init:
         saved = load_recognizer(args.init, "cpu")[1]
         inputs["init"] = saved["path"]
@@ -400,10 +295,11 @@ def run(args) -> None:
     if (out.dir / "model.pt").exists():
         print(f"already trained: {out.dir / 'model.pt'}")
         return
-    print(", ".join(f"{k} {v:,}" for k, v in derived.items()), f"on {device}")
     trained = [p for p in model.parameters() if p.requires_grad] + [head]
     optimizer = torch.optim.SGD(trained, args.lr, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    network = torch.compile(model) if args.compile else model
+    accelerate(model, device, args.precision, args.compile)
+    network = distribute(Classifier(model, head), device)
+    print(", ".join(f"{k} {v:,}" for k, v in derived.items()), f"on {device}")
 
     def step(i, x, y):
         for group in optimizer.param_groups:
@@ -415,9 +311,7 @@ def run(args) -> None:
             lam = max(lam, 1 - lam)
             other = torch.randperm(len(x), device=device)
             x = torch.lerp(x[other], x, lam)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-            z = network(x)
-        cosine = F.normalize(z.float()) @ F.normalize(head).T  # (B, K)
+        cosine = network(x)  # (B, K)
         loss = F.cross_entropy(arcface(cosine, y, args.scale, margin), y)
         if args.mixup:
             loss = torch.lerp(F.cross_entropy(arcface(cosine, y[other], args.scale, margin), y[other]), loss, lam)

@@ -37,6 +37,7 @@ import sample_scoremix
 import stage
 import train_diffusion
 import train_recognizer
+import training
 from train_diffusion import Schedule
 
 # ----------------------------------------------------------------------------------------------------- good images
@@ -379,7 +380,7 @@ def test_rows_of_zeros_and_single_images():
     assert np.isfinite(alignment.cosines(centres)).all() and math.isnan(audit.consistency(z[:1], np.array([0])))
     assert train_recognizer.F.normalize(torch.zeros(2, 3)).isfinite().all()
     labels = torch.tensor([0, 1, 1, 1])
-    assert all(train_recognizer.balanced_indices(i, labels, 2, 0).max() < 4 for i in range(9))
+    assert all(training.balanced_indices(i, labels, 2, 0).max() < 4 for i in range(9))
 
 
 def test_batches_of_one_and_a_last_one_that_is_not_full(chain, tmp_path):

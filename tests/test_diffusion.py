@@ -14,6 +14,7 @@ import sample_scoremix
 import stage
 import train_diffusion
 import train_recognizer
+import training
 from train_diffusion import LARGE, Schedule, UNet, diffusion_loss, to_x0, update_ema
 
 
@@ -271,7 +272,7 @@ def test_the_papers_scale_counts_276_billion_multiply_adds():
     with torch.device("meta"):  # shapes alone
         model = UNet(10_000, 3, **{k: LARGE[k] for k in ("width", "multipliers", "blocks", "attention", "patch")})
         inputs = torch.zeros(1, 3, 112, 112), torch.zeros(1), torch.zeros(1, dtype=torch.long)
-    assert round(train_diffusion.count_flops(model, *inputs) / 2e9) == 276
+    assert round(training.count_flops(model, *inputs) / 2e9) == 276
 
 
 def test_the_papers_scale_trains_and_samples_at_112():

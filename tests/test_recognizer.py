@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 
 import stage
 import train_recognizer
-from train_recognizer import IResNet, arcface, augment, count_flops, preprocess
+import training
+from train_recognizer import IResNet, arcface, augment, preprocess
+from training import count_flops
 
 
 def insightface_keys(depths):
@@ -253,7 +255,7 @@ def test_a_finished_run_is_left_alone_and_another_is_refused(faces, tmp_path, fa
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=8), st.integers(1, 40), st.integers(0, 99))
 def test_balanced_batches_draw_every_class_equally_often_and_every_image(counts, batch, seed):
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    steps = [train_recognizer.balanced_indices(i, labels, batch, seed) for i in range(600 // batch + 20)]
+    steps = [training.balanced_indices(i, labels, batch, seed) for i in range(600 // batch + 20)]
     assert all(len(s) == batch for s in steps)
     drawn = torch.cat(steps)
     assert drawn.min() >= 0 and drawn.max() < len(labels)
@@ -262,7 +264,7 @@ def test_balanced_batches_draw_every_class_equally_often_and_every_image(counts,
     for label, n in enumerate(counts):
         if n < 4:  # drawn about 75 times or more
             assert len(set(drawn[labels[drawn] == label].tolist())) == n
-    assert torch.equal(steps[3], train_recognizer.balanced_indices(3, labels, batch, seed))
+    assert torch.equal(steps[3], training.balanced_indices(3, labels, batch, seed))
     assert not torch.equal(torch.cat(steps[:9]), torch.cat(steps[1:10]))
 
 

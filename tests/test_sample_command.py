@@ -223,3 +223,37 @@ def test_the_preview_does_without_the_training_images(generator, tmp_path, capsy
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
     assert sample_scoremix.main(command(tmp_path / "model.pt", pairs, tmp_path / "out")) == 0
     assert "without real images" in capsys.readouterr().out and (tmp_path / "out/preview.png").exists()
+
+
+def test_shards_draw_the_same_images_in_folders_of_their_own(generator, tmp_path, fails):
+    text = "class_1,class_2\ns11,s12\ns13,s14\ns11,s15\ns12,s13\ns14,s15\n"
+    pairs = write_pairs(tmp_path / "pairs.csv", text)
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "whole", "--batch", 10)) == 0
+    whole = pixels(tmp_path / "whole")
+    for n in (2, 3):
+        found = {}
+        for i in range(1, n + 1):
+            out = tmp_path / f"{i}-of-{n}"
+            assert sample_scoremix.main(command(generator, pairs, out, "--batch", 10, "--shard", f"{i}/{n}")) == 0
+            part = pixels(out)
+            assert part and not found.keys() & part.keys() and (out / "preview.png").exists()
+            assert len((out / "manifest.csv").read_text().splitlines()) == 1 + len(part)
+            found |= part
+        assert found.keys() == whole.keys()
+        assert max(np.abs(found[k] - whole[k]).max() for k in whole) <= 1  # another batch: the last bit of rounding
+    for wrong in ("0/2", "3/2", "1", "a/b", "1/0"):
+        fails(sample_scoremix.main, command(generator, pairs, tmp_path / "wrong", "--shard", wrong), "--shard")
+    fails(sample_scoremix.main, command(generator, pairs, tmp_path / "wrong", "--shard", "6/6"), "has only 5 mixes")
+    fails(sample_scoremix.main, command(generator, pairs, tmp_path / "1-of-2", "--shard", "2/2"), "shard differ")
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_bf16_draws_nearly_the_same_images(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\ns13,s14\n")
+    for precision in ("fp32", "bf16"):
+        argv = command(generator, pairs, tmp_path / precision, "--steps", 8, "--precision", precision)
+        assert sample_scoremix.main(argv) == 0
+    a, b = pixels(tmp_path / "fp32"), pixels(tmp_path / "bf16")
+    psnr = [20 * np.log10(255 / max(0.1, np.sqrt(np.mean((a[k] - b[k]) ** 2)))) for k in a]
+    assert any((a[k] != b[k]).any() for k in a)  # bf16 it was
+    assert np.median(psnr) >= 35 and min(psnr) >= 25, psnr

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import stage
+import training
 
 
 def save(path, array, **kw):
@@ -116,13 +117,13 @@ def test_empty_and_missing_folders(tmp_path):
 
 
 def test_batches_walk_through_every_image_and_follow_from_seed_and_step():
-    steps = [stage.batch_indices(i, 10, 4, seed=1) for i in range(15)]  # 60 draws: six times ten images
+    steps = [training.batch_indices(i, 10, 4, seed=1) for i in range(15)]  # 60 draws: six times ten images
     chain = torch.cat(steps)
     assert all(sorted(chain[10 * e : 10 * e + 10].tolist()) == list(range(10)) for e in range(6))
     assert not torch.equal(chain[:10], chain[10:20])
-    assert torch.equal(stage.batch_indices(7, 10, 4, seed=1), steps[7])
-    assert not torch.equal(torch.cat([stage.batch_indices(i, 10, 4, seed=2) for i in range(15)]), chain)
-    assert len(stage.batch_indices(3, 5, 64, seed=0)) == 64  # a batch larger than the set
+    assert torch.equal(training.batch_indices(7, 10, 4, seed=1), steps[7])
+    assert not torch.equal(torch.cat([training.batch_indices(i, 10, 4, seed=2) for i in range(15)]), chain)
+    assert len(training.batch_indices(3, 5, 64, seed=0)) == 64  # a batch larger than the set
 
 
 # ------------------------------------------------------------------------------------------------------ run directory

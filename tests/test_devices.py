@@ -1,0 +1,147 @@
+"""Several processes, compiled networks, sets larger than memory: the same results by other ways of computing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET, succeed
+from PIL import Image
+
+import stage
+import train_diffusion
+import train_recognizer
+import training
+
+
+def torchrun(processes, script, *argv):
+    """Run a script in several processes on this machine's CPU; its standard error if it fails."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, ROOT / script, *map(str, argv)], env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def weights(run):
+    return torch.load(run / "model.pt", weights_only=True)["weights"]
+
+
+def test_two_processes_take_the_generators_step_of_one(faces, tmp_path):
+    argv = ["--data", faces / "train", *SMALL_UNET, "--dropout", 0, "--steps", 5, "--log-every", 1, "--lr", 1e-4]
+    succeed(train_diffusion, *argv, "--device", "cpu", "--out", tmp_path / "one")
+    code, out, error = torchrun(2, "train_diffusion.py", *argv, "--out", tmp_path / "two")
+    assert code == 0, error
+    assert out.count("wrote") == 1  # the second process says nothing
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    start = train_diffusion.build(torch.load(tmp_path / "one/model.pt", weights_only=True)["config"], 5).state_dict()
+    assert max((one[k] - start[k]).abs().max() for k in one) > 1e-4  # it went somewhere
+    assert max((one[k] - two[k]).abs().max() for k in one) < 1e-6
+    logs = [[json.loads(line) for line in open(tmp_path / n / "log.jsonl")] for n in ("one", "two")]
+    assert [x["step"] for x in logs[1]] == [1, 2, 3, 4, 5]
+    for a, b in zip(*logs):
+        assert a == pytest.approx(b, rel=1e-4)
+    ledgers = [json.loads((tmp_path / n / "cost.json").read_text()) for n in ("one", "two")]
+    assert ledgers[0]["images"] == ledgers[1]["images"] and ledgers[0]["flops"] == ledgers[1]["flops"]
+
+
+def test_two_processes_train_a_recogniser_and_go_on(faces, tmp_path):
+    argv = ["--data", faces / "train", *SMALL_RECOGNIZER, "--log-every", 1, "--out", tmp_path / "run"]
+    code, out, error = torchrun(2, "train_recognizer.py", *argv, "--steps", 4, "--save-every", 2)
+    assert code == 0, error
+    lines = [json.loads(line) for line in open(tmp_path / "run/log.jsonl")]
+    assert [x["step"] for x in lines] == [1, 2, 3, 4] and np.isfinite([x["loss"] for x in lines]).all()
+    assert all(v.isfinite().all() for v in weights(tmp_path / "run").values())
+    code, out, error = torchrun(2, "train_recognizer.py", *argv, "--steps", 4, "--save-every", 2)
+    assert code == 0 and "already trained" in out
+    code, out, error = torchrun(3, "train_recognizer.py", *argv[:-1], tmp_path / "three", "--batch", 8)
+    assert code != 0 and "must be a multiple of the 3 processes" in error
+
+
+def test_shares_of_a_batch_are_its_rows(monkeypatch):
+    rows = torch.arange(12).view(6, 2)
+    parts = []
+    for rank in range(3):
+        monkeypatch.setattr(stage, "rank", rank)
+        monkeypatch.setattr(stage, "world", 3)
+        parts.append(training.share(rows))
+    assert sorted(torch.cat(parts).tolist()) == rows.tolist() and all(len(p) == 2 for p in parts)
+
+
+def test_where_compiling_fails_training_goes_on_and_says_so(faces, tmp_path, monkeypatch, capfd):
+    def no_compiler(forward):
+        def compiled(*inputs):
+            raise RuntimeError("no C++ compiler\nmore of it")
+
+        return compiled
+
+    argv = ["--data", faces / "train", *SMALL_RECOGNIZER, "--steps", 3]
+    succeed(train_recognizer, *argv, "--out", tmp_path / "eager")
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    succeed(train_recognizer, *argv, "--compile", "--out", tmp_path / "failed")
+    told = capfd.readouterr().err
+    assert told.count("torch.compile failed (no C++ compiler); going on without it") == 1
+    one, two = weights(tmp_path / "eager"), weights(tmp_path / "failed")
+    assert all(torch.equal(one[k], two[k]) for k in one)
+
+
+def test_out_of_memory_is_not_taken_for_a_failed_compilation(monkeypatch):
+    def full(*inputs):
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(torch, "compile", lambda forward: full)
+    model = torch.nn.Linear(2, 2)
+    training.accelerate(model, torch.device("cpu"), "fp32", True)
+    with pytest.raises(torch.OutOfMemoryError):
+        model(torch.zeros(1, 2))
+
+
+def test_bf16_is_of_the_network_alone():
+    seen, model = [], torch.nn.Linear(4, 4)
+    model.register_forward_hook(lambda module, inputs, out: seen.append(out.dtype))
+    training.accelerate(model, torch.device("cpu"), "bf16", False)
+    x = torch.randn(2, 4)
+    assert (model(x).float() @ x.T).dtype == torch.float32 and seen == [torch.bfloat16]
+    training.accelerate(model, torch.device("cpu"), "fp32", False)
+
+
+STREAM = """
+import resource, sys
+import torch
+sys.path.insert(0, sys.argv[1])
+import stage
+
+def used():
+    line = next(x for x in open("/proc/self/status") if x.startswith("VmData"))
+    return int(line.split()[1]) << 10
+torch.randn(200, 200) @ torch.randn(200, 200)
+limit = used() + (200 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+images = stage.Images([sys.argv[2]], 512, 3)
+whole = len(images.paths) * 3 * 512 * 512
+assert whole >= 450 << 20 and images.pixels is None
+try:
+    torch.zeros(whole, dtype=torch.uint8)
+    raise SystemExit("the whole set would fit: this is no test")
+except RuntimeError:
+    pass
+for i in range(20):
+    batch = images[torch.arange(32) * 17 % len(images.paths)]
+assert batch.shape == (32, 3, 512, 512)
+print("streamed", int(batch[20].float().mean()))
+"""
+
+
+def test_a_set_larger_than_memory_is_read_as_needed(tmp_path):
+    """600 images of 512x512 (472 MB) in a process that may take 200 MB more than PyTorch itself."""
+    for c in range(6):
+        (tmp_path / f"data/{c}").mkdir(parents=True)
+        Image.new("RGB", (16, 16), (40 * c, 40 * c, 40 * c)).save(tmp_path / f"data/{c}/0.png")
+        for i in range(1, 100):
+            os.link(tmp_path / f"data/{c}/0.png", tmp_path / f"data/{c}/{i}.png")
+    command = [sys.executable, "-c", STREAM, str(ROOT), str(tmp_path / "data")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["streamed", "120"]  # the 341st image is of the fourth class

@@ -1,0 +1,205 @@
+"""The loop of the two trainings and what belongs to it: flags, learning rate, order of the images, torch.compile, bf16
+and several processes. Nothing of the method.
+
+On one machine a training is one process; `torchrun --nproc-per-node 4 train_diffusion.py ...` makes it four with a GPU
+each, which share every batch. Random numbers are those of the whole batch, so a step is the same up to rounding (batch
+norm, which looks at the images of its own process, apart).
+"""
+
+import argparse
+import functools
+import json
+import math
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import stage
+
+WARMUP = 0.05  # share of the steps in which the learning rate rises to --lr
+
+
+def add_speed_flags(group) -> None:
+    """The flags that say where and how a network is computed."""
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
+    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
+                       help="bf16: autocast of the network alone, for GPUs (default: fp32)")
+    group.add_argument("--compile", action="store_true", help="torch.compile the network; pays on long runs")
+
+
+def add_common_flags(parser: stage.Parser) -> None:
+    """The flags that the training of a recogniser and of a generator share."""
+    whole = stage.number(int, 1)
+    g = parser.add_argument_group("data and output")
+    g.add_argument("--data", nargs="+", required=True, metavar="DIR", help="image folders, united by class name")
+    g.add_argument("--out", required=True, metavar="RUN", help="run directory; the same command goes on after a stop")
+    g.add_argument("--size", type=stage.number(int, 8, 1024), default=112, help="pixels a side (default: %(default)s)")
+    g.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True,
+                   help="mirror half of the images (default: yes); no for characters, say")
+    g = parser.add_argument_group("running")
+    add_speed_flags(g)
+    g.add_argument("--log-every", type=whole, default=100, metavar="N", help="steps a log line (default: %(default)s)")
+    g.add_argument("--save-every", type=whole, default=500, metavar="N", help="steps a checkpoint (default: 500)")
+    g.add_argument("--keep-every", type=stage.number(int, 0), default=0, metavar="N",
+                   help="keep a model-STEP.pt every N steps (default: none)")
+
+
+def fill_defaults(args, defaults: dict) -> None:
+    """Give the flags that were left out the values that follow from the size or the architecture."""
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then a cosine from `peak` to 0."""
+    warmup = max(1, round(WARMUP * steps))
+    progress = max(0, step - warmup) / max(1, steps - warmup)
+    return peak * min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def batch_indices(step: int, n: int, batch: int, seed: int) -> torch.Tensor:
+    """The images (batch,) of a step: a piece of an endless chain of permutations of n, from (seed, step) alone."""
+    epochs = range(step * batch // n, ((step + 1) * batch - 1) // n + 1)
+    chain = [torch.randperm(n, generator=torch.Generator().manual_seed(stage.seed_of("order", seed, e)))
+             for e in epochs]
+    return torch.cat(chain)[step * batch % n:][:batch]
+
+
+def balanced_indices(step: int, labels: torch.Tensor, batch: int, seed: int) -> torch.Tensor:
+    """The images (batch,) of a step in which every class is drawn equally often, from (seed, step) alone.
+
+    labels (N,), ascending. The classes go by endless permutations, each with one of its images at random.
+    """
+    counts = labels.bincount()
+    classes = batch_indices(step, len(counts), batch, seed)
+    chance = torch.rand(batch, generator=torch.Generator().manual_seed(stage.seed_of("balance", seed, step)))
+    return counts.cumsum(0)[classes] - 1 - (chance * counts[classes]).long()
+
+
+def accelerate(model: nn.Module, device, precision: str, compile: bool) -> None:
+    """Let a network compute in bf16 (autocast) and compiled, as asked, in place; where compiling fails, it is said."""
+    forward = eager = model.forward
+    if compile:
+        compiled, failed = torch.compile(eager), []
+
+        def forward(*inputs):
+            if not failed:
+                try:
+                    return compiled(*inputs)
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:  # of many kinds: no C compiler, an operation it does not know, ...
+                    failed.append(error)
+                    print(f"torch.compile failed ({str(error).strip().splitlines()[0]}); going on without it",
+                          file=sys.stderr)
+            return eager(*inputs)
+    model.forward = torch.autocast(device.type, torch.bfloat16)(forward) if precision == "bf16" else forward
+
+
+def distribute(network: nn.Module, device) -> nn.Module:
+    """The network, under torchrun as DistributedDataParallel: gradients are then the means of all processes."""
+    if stage.world == 1:
+        return network
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if stage.rank:
+        sys.stdout = open(os.devnull, "w")  # the first process speaks for all
+    return nn.parallel.DistributedDataParallel(network, [device.index] if device.type == "cuda" else None)
+
+
+def share(x: torch.Tensor) -> torch.Tensor:
+    """This process's rows of a whole batch; under torchrun each has as many. Random numbers are drawn for all rows."""
+    return x[stage.rank::stage.world]
+
+
+def resident(images: stage.Images, device) -> None:
+    """Keep the images on a GPU if they fit in a third of what is free there, else where it can fetch them fast."""
+    if device.type == "cuda" and images.pixels is not None:
+        fits = images.pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 3
+        images.pixels = images.pixels.to(device) if fits else images.pixels.pin_memory()
+
+
+def count_flops(model: nn.Module, *inputs) -> int:
+    """FLOPs of one forward pass, two for each multiplication-addition."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    return counter.get_total_flops()
+
+
+def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device, order=None, **cost) -> None:
+    """The loop of both trainings: step(i, images (B, C, H, W) uint8, labels (B,)) -> {name: scalar} up to --steps.
+
+    parts: name -> object with state_dict and load_state_dict; export(): content of model.pt, written at the end;
+    order(i): the images of step i (default: batch_indices); cost: amounts a step. Goes on from last.pt, which is
+    written every --save-every steps and at a signal: on a CPU the result is the same to the bit, and so is log.jsonl.
+    """
+    def batch(i):
+        index = share(order(i) if order else batch_indices(i, len(data.paths), args.batch, args.seed))
+        return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
+    args, last, start = out.args, out.dir / "last.pt", 0
+    if args.batch % stage.world:
+        raise stage.StageError(f"--batch {args.batch} must be a multiple of the {stage.world} processes")
+    resident(data, device)
+    sums, count = {}, 0  # of what step gave since the last line of the log
+    kept = 0  # bytes of the log that stay: lines after the checkpoint come again, one that was cut goes
+    if last.exists():
+        state = stage.load_model(last, "checkpoint")
+        with stage.whole(last):
+            start, count = state["step"], state.get("count", 0)
+            if type(start) is not int or type(count) is not int:
+                raise TypeError("step or count")
+            sums = {k: v.to(device) for k, v in state.get("sums", {}).items()}
+            kept = (out.dir / "log.jsonl").read_bytes()[:state["log"]].rfind(b"\n") + 1
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+    log, stage.patient = open(os.devnull if stage.rank else out.dir / "log.jsonl", "ab", buffering=0), True
+    if not stage.rank:
+        log.truncate(kept)
+    bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name)
+    with log, ThreadPoolExecutor(1) as ahead, bar:
+        following = ahead.submit(batch, start)
+        for i in range(start, args.steps):
+            now, following = following.result(), ahead.submit(batch, i + 1)
+            torch.manual_seed(stage.seed_of("step", args.seed, i))
+            sums = {k: v.detach() + sums.get(k, 0) for k, v in step(i, *now).items()}
+            done, count = i + 1, count + 1
+            keep = args.keep_every and done % args.keep_every == 0
+            save = keep or done % args.save_every == 0 or done == args.steps
+            line = save or done % args.log_every == 0
+            stop = bool(stage.signals) and (line or stage.world == 1)  # processes stop together, at a line of the log
+            if line or stop:
+                if stage.world > 1:
+                    values = torch.stack([*sums.values(), torch.tensor(float(stop), device=device)])
+                    torch.distributed.all_reduce(values)
+                    sums, stop = dict(zip(sums, values / stage.world)), bool(values[-1])
+                means = {k: float(v) / count for k, v in sums.items()}
+                weights = [p for m in parts.values() if isinstance(m, nn.Module) for p in m.parameters()]
+                means["weight_norm"] = float(nn.utils.get_total_norm([p.detach() for p in weights]))
+                if not np.isfinite(list(means.values())).all():
+                    raise stage.StageError(f"not finite by step {done}: {means}; usually --lr is too high, or bf16 "
+                                           f"too coarse: try another in a new --out; {last} stays as it was")
+            if line:
+                log.write((json.dumps({"step": done, **means}) + "\n").encode())
+                bar.set_postfix({k: f"{v:.4g}" for k, v in means.items()}, refresh=False)
+                out.spend(device, **{k: v * count for k, v in cost.items()})
+                sums, count = {}, 0
+            if keep:
+                stage.write_atomic(out.dir / f"model-{done}.pt", functools.partial(torch.save, export()))
+            if save or stop:
+                state = {"kind": "checkpoint", "step": done, "log": log.tell(), "count": count,
+                         "sums": {k: v.cpu() for k, v in sums.items()}}
+                state |= {k: part.state_dict() for k, part in parts.items()}
+                stage.write_atomic(last, functools.partial(torch.save, state))
+            bar.update()
+            if stop:
+                out.spend(device)  # the seconds; the amounts come with the next line of the log
+                raise KeyboardInterrupt
+    stage.patient = False
+    if stage.world > 1:
+        torch.distributed.destroy_process_group()
+    stage.write_atomic(out.dir / "model.pt", functools.partial(torch.save, export()))
