@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import os
-import resource
 import signal
 import sys
 import threading
@@ -16,6 +15,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from resource import RLIMIT_DATA, RUSAGE_SELF, getrlimit, getrusage
 
 import numpy as np
 import torch
@@ -137,16 +137,15 @@ def decode(path: Path, size: int | None, channels: int | None = None, crop: tupl
     return np.array(image.resize(target, Image.BICUBIC, box=box)).reshape(target[1], target[0], channels)
 
 class Images:
-    """The images of folders (or of a listing): classes, paths, labels (N,) long; images[index], uint8 (B, C, S, S).
-    All are decoded at once, so that a broken one is named before any work starts; they stay in memory if they fit in a
-    third of it, else are read as needed. C = 1 only if all are grey, unless `channels` rules."""
+    """The images of folders (or a listing): classes, paths, labels (N,) long; images[index], uint8 (B, C, S, S). All
+    are decoded first, to name broken ones early, and stay if a third of memory holds them. C = 1 only if all are grey.
+    """
     def __init__(self, folders: list, size: int, channels: int | None = None, listing: tuple | None = None):
         self.classes, self.paths, labels = listing or scan(folders)
         self.labels, self.size, self.channels = torch.tensor(labels), size, channels
-        container = [p.read_text() for p in Path("/sys/fs/cgroup").glob("memory.max")]
-        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), resource.getrlimit(resource.RLIMIT_DATA)[0]]
-        limits = [n for n in limits + [int(t) for t in container if t.strip().isdigit()] if n > 0]  # -1 is none
-        fits = len(labels) * 3 * size * size < min(limits) // 3
+        limits = [int(p.read_text().replace("max", "-1")) for p in Path("/sys/fs/cgroup").glob("memory.max")]
+        limits += os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), getrlimit(RLIMIT_DATA)[0]
+        fits = len(labels) * 3 * size * size < min(n for n in limits if n > 0) // 3  # -1 is none
         with ThreadPoolExecutor() as pool:
             read = progress(pool.map(self._read, self.paths), "reading images", len(labels), disable=rank > 0 or None)
             pixels = [(len(x), x if fits else None) for x in read]  # x (C, size, size)
@@ -194,8 +193,8 @@ def load_model(path, kind: str) -> dict:
         raise StageError(f"{path} is a {str(found)[:40]}, but a {kind} is needed here")
     with whole(path):
         names = model["classes"] if kind != "checkpoint" else []
-        bad = [c for c in names if c in ("", ".", "..") or {"/", "\0"} & set(c)]  # not what a folder can be called
-        if type(names) is not list or bad or len(set(names)) < len(names):
+        odd = {"", ".", ".."} & set(names) or {"/", "\0"} & set("".join(names))
+        if type(names) is not list or odd or len(set(names)) < len(names):
             raise ValueError("the classes are no names of folders")
         if not all(torch.isfinite(v).all() for v in model.get("weights", {}).values()):
             raise ValueError("weights that are not finite")
@@ -218,7 +217,8 @@ class Run:
         held, ledger = self.dir / "config.json", self.dir / "cost.json"
         prints = {k: [fingerprint(p) for p in np.atleast_1d(v)] for k, v in inputs.items()}
         config = {"stage": stage, "arguments": vars(args), "derived": derived, "inputs": prints,
-                  "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__}}
+                  "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
+                               "threads": torch.get_num_threads()}}
         files = {p.name for p in self.dir.glob("[!.]*")}
         if files and not held.exists():
             raise StageError(f"{self.dir} exists and is no run of this project; choose another --out")
@@ -242,7 +242,7 @@ class Run:
     def spend(self, device: torch.device, **amounts) -> None:
         """Add to cost.json the seconds since the last call, and e.g. images=64, network_evaluations=128, flops=1e9."""
         amounts["seconds"], self._since = time.monotonic() - self._since, time.monotonic()
-        name, peak = f"{os.uname().machine} CPU", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+        name, peak = f"{os.uname().machine} CPU", getrusage(RUSAGE_SELF).ru_maxrss << 10
         if device.type == "cuda":
             name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
         self.cost |= {k: self.cost.get(k, 0) + v for k, v in amounts.items()} | {"device": name}

@@ -117,7 +117,7 @@ def used():
     line = next(x for x in open("/proc/self/status") if x.startswith("VmData"))
     return int(line.split()[1]) << 10
 torch.randn(200, 200) @ torch.randn(200, 200)
-limit = used() + (200 << 20)
+limit = used() + (320 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 images = stage.Images([sys.argv[2]], 512, 3)
 whole = len(images.paths) * 3 * 512 * 512
@@ -135,7 +135,7 @@ print("streamed", int(batch[20].float().mean()))
 
 
 def test_a_set_larger_than_memory_is_read_as_needed(tmp_path):
-    """600 images of 512x512 (472 MB) in a process that may take 200 MB more than PyTorch itself."""
+    """600 images of 512x512 (472 MB) in a process that may take 336 MB more than PyTorch itself."""
     for c in range(6):
         (tmp_path / f"data/{c}").mkdir(parents=True)
         Image.new("RGB", (16, 16), (40 * c, 40 * c, 40 * c)).save(tmp_path / f"data/{c}/0.png")
