@@ -25,7 +25,7 @@ from training import (accelerate, add_common_flags, balanced_indices, count_flop
 # arch -> blocks of the four levels, width of the first level, embedding dimension
 ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "ir18": ((2, 2, 2, 2), 64, 512), "ir34": ((3, 4, 6, 3), 64, 512),
          "ir50": ((3, 4, 14, 3), 64, 512), "ir101": ((3, 13, 30, 3), 64, 512)}
-SMALL = dict(steps=2500, batch=32, lr=0.1, margin=0.3, scale=32.0)  # defaults of `small`
+SMALL = dict(steps=5000, batch=32, lr=0.1, margin=0.3, scale=32.0)  # defaults of `small`
 LARGE = dict(steps=30_000, batch=256, lr=0.1, margin=0.5, scale=64.0)  # defaults of the others
 MARGIN_WARMUP = 0.2  # share of the steps in which the margin rises to --margin
 MOMENTUM, WEIGHT_DECAY, MAX_GRAD_NORM = 0.9, 5e-4, 5.0

@@ -4,8 +4,8 @@
 
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
         FOLDER/audit/<fold>-<arm>.json: the audit.json of audit.py of the arm's images, where there are any.
-Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png. An arm called far@5000 is `far` with 5,000
-        steps of the recogniser instead of the default.
+Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png. An arm called far@2500 is `far` with 2,500
+        steps of the recogniser instead of the default; a number of steps with three arms or more gets its own table.
 
 Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
 retraining: within a fold the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same
@@ -39,7 +39,10 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "window": "real + far pairs, mixed at noise levels above 0.5 alone",
         "autoguided": "real + far pairs, autoguidance 1.5",
         "frozen": "real + far pairs, generator with frozen conditions",
-        "aligned": "real + far pairs, generator with alignment loss"}  # in the order of the table
+        "aligned": "real + far pairs, generator with alignment loss",
+        "ddpm8": "real + far pairs, DDPM with 8 steps (the default)",
+        "dpm6": "real + far pairs, DPM-Solver++ with 6 steps",
+        "heun32": "real + far pairs, Heun with 32 steps"}  # in the order of the table
 
 MAIN = list(ARMS)[:5]  # the arms that every fold and seed should have
 
@@ -112,6 +115,12 @@ def table(rows: dict, far: str) -> str:
                 cells += ["", ""] if arm == "real" else [told(ours - real), told(1 - ours / real, " %")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def with_steps(rows: dict, steps: str) -> dict:
+    """The rows of the arms that were run with so many steps ("": the default), under the names of the arms."""
+    parts = {k: k[2].partition("@") for k in rows}
+    return {(*k[:2], arm): rows[k] for k, (arm, _, n) in parts.items() if n == steps}
 
 
 def by_steps(rows: dict, far: str) -> str:
@@ -187,7 +196,12 @@ def main(argv=None):
         far_close = [np.subtract(*pool(rows, metric, "far", "close")) for metric in ("eer", "miss")]
         lines.append(f"far - close: EER {told(far_close[0])}, 1 - TAR {told(far_close[1])} points.")
     lines += [f"Not run: {', '.join(missing)}."] if missing else []
-    if any("@" in a for *_, a in rows):
+    others = {a.partition("@")[2] for *_, a in rows} - {""}
+    for n in sorted(others, key=int):
+        some = with_steps(rows, n)
+        if len({a for *_, a in some}) > 2:
+            lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far)]
+    if others:
         lines += ["", by_steps(rows, far)]
     if (folder / "audit").is_dir():
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds:", "",

@@ -88,8 +88,13 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
         write_row(path / "rows", f"{fold}-0-{arm}", rng, level)
     succeed(tables, path)
     text = (path / "table.md").read_text()
-    assert "| 100 | 30.0 | 69.8 | 20.0 | 79.8 |\n| 2,500 | 10.0 | 89.8 | 8.0 | 91.8 |" in text  # fold 0 alone has all
+    assert "| 100 | 30.0 | 69.8 | 20.0 | 79.8 |\n| 5,000 | 10.0 | 89.8 | 8.0 | 91.8 |" in text  # fold 0 alone has all
     assert "Mean of 1 rows each: folds and seeds [(0, 0)]." in text and "| real | 5 |" in text
+    assert "With 100 steps" not in text  # two arms are no table
+    write_row(path / "rows", "0-0-close@100", rng, 0.4)
+    succeed(tables, path)
+    text = (path / "table.md").read_text().split("With 100 steps of the recogniser:")[1]
+    assert "| real | 1 | 30.0 |" in text and "| real + close pairs | 1 | 40.0 | +10.0" in text
 
 
 def test_arms_without_a_row_in_common_with_real(tmp_path):
