@@ -1,0 +1,78 @@
+"""What the benchmarks share: runs side by side, the machine's matrix rate, one JSON file a question.
+
+A speed here is a ratio of things that took turns in one process on one machine: other programs slow all of them alike.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import stage  # noqa: E402
+
+
+def synchronize(device) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def side_by_side(candidates: dict, repeats: int = 5, device="cpu") -> dict[str, list[float]]:
+    """Seconds of each call of each candidate (name -> function), by turns: a b c, a b c, ...; one round before warms.
+
+    The order turns round from round to round, so that none always follows the same other one.
+    """
+    seconds = {name: [] for name in candidates}
+    for i in range(-1, repeats):
+        for name in list(candidates)[::1 if i % 2 else -1]:
+            synchronize(device)
+            began = time.perf_counter()
+            candidates[name]()
+            synchronize(device)
+            if i >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def ratio(seconds: dict, slow: str, fast: str) -> dict:
+    """How many times longer `slow` took than `fast`, round by round: median, least and most."""
+    each = [a / b for a, b in zip(seconds[slow], seconds[fast])]
+    return {"median": statistics.median(each), "min": min(each), "max": max(each)}
+
+
+def matrix_rate(device="cpu", dtype=torch.float32, n: int = 2048, repeats: int = 7) -> float:
+    """FLOP/s of a product of two n x n matrices, the best of some: what the machine can do."""
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n ** 3 / min(side_by_side({"product": lambda: a @ b}, repeats, device)["product"])
+
+
+def machine(device="cpu") -> dict:
+    """Hardware and versions, as they stand in every result."""
+    model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                  if line.startswith("model name")), platform.machine())
+    found = {"cpu": model, "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+             "python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__}
+    if torch.device(device).type == "cuda":
+        found |= {"gpu": torch.cuda.get_device_name(device), "cuda": torch.version.cuda}
+    return found
+
+
+def version(*packages: str) -> dict:
+    return {p: metadata.version(p) for p in packages}
+
+
+def write(name: str, result: dict, out=None) -> None:
+    """Write results/benchmarks/NAME.json (or `out`), and show it."""
+    path = Path(out or ROOT / "results/benchmarks" / f"{name}.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stage.write_json(path, {"command": " ".join(["python", *sys.argv]), **result})
+    print(json.dumps(result, indent=2), f"wrote {path}", sep="\n")
