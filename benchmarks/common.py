@@ -3,6 +3,7 @@
 A speed here is a ratio of things that took turns in one process on one machine: other programs slow all of them alike.
 """
 
+import importlib
 import json
 import os
 import platform
@@ -19,6 +20,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import stage  # noqa: E402
+
+
+def need(module: str):
+    """An imported peer; where it is not installed, one line that says so, and exit code 2."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {module} cannot be imported ({error}); pip install -r "
+              "benchmarks/requirements.txt", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def synchronize(device) -> None:
