@@ -7,8 +7,9 @@ script, on the same images in memory. Every candidate makes 10 steps at a time, 
 Three rows, each by turns; how many times longer than ours a peer takes is in times_ours, also for equal FLOPs:
 
 eager    each library's own network of equal FLOPs (see sampling.py), fp32, as the library makes it
-best     with channels_last, and with torch.compile on top, on CUDA under bf16 autocast; the quicker of the two counts.
-         We have both (--compile), diffusers documents both, and its EMAModel gets foreach; ddp documents neither.
+best     contiguous, with channels_last, and with torch.compile on top of that, on CUDA under bf16 autocast; the
+         quickest counts. Ours always has channels_last, and compiles by --compile; diffusers documents both, and its
+         EMAModel gets foreach; ddp documents neither.
 shared   our network, fp32, in each library's training: only what is around the network differs.
 
 That they do the same work is checked with our network, the same images, times and noise, eps-prediction: each library's
@@ -53,9 +54,9 @@ def losses(network, x0: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
 
 
 def trainer(name: str, network, how: str, cuda: bool):
-    """A library's training of a copy of the network: how is "eager", "channels_last" or "compiled"."""
+    """A library's training of a copy of the network: "eager", and fast "contiguous", "channels_last" or "compiled"."""
     network, fast = copy.deepcopy(network), how != "eager"
-    if fast:
+    if how in ("channels_last", "compiled"):
         network.to(memory_format=torch.channels_last)
     more = {"foreach": True} if fast and name == "diffusers" else {}
     made = TRAINERS[name](network, bf16=cuda and fast, **more)
@@ -82,7 +83,7 @@ def main(argv=None) -> None:
     rows = {"shared": {n: trainer(n, nets["ours"], "eager", cuda) for n in nets},
             "eager": {n: trainer(n, nets[n], "eager", cuda) for n in nets},
             "best": {f"{n}, {how}": trainer(n, nets[n], how, cuda)
-                     for n in nets for how in ("channels_last", "compiled")}}
+                     for n in nets for how in ("contiguous", "channels_last", "compiled")}}
 
     def ten(made):
         return lambda: [made.step(x, y) for _ in range(STEPS)]
