@@ -25,7 +25,8 @@ from common import machine, side_by_side, stage, write
 from torch.profiler import ProfilerActivity, profile
 
 from train_diffusion import build, parse_args
-from train_recognizer import IResNet, count_flops
+from train_recognizer import IResNet
+from training import count_flops
 
 
 def network_and_inputs(name: str, batch: int, device):

@@ -1,4 +1,4 @@
-"""Our generator and two peers as sampling.py, training.py and equal_quality.py need them: networks, training, drawing.
+"""Our generator and two peers as sampling.py, training_step.py and equal_quality.py need them.
 
 ours        train_diffusion.run and sample_scoremix.run, for --size 32, without their files
 diffusers   UNet2DModel; the loop of examples/unconditional_image_generation/train_unconditional.py (AdamW, cosine with
@@ -20,7 +20,7 @@ from torch import nn
 from sample_scoremix import SMALL as SAMPLER
 from sample_scoremix import draw_noise, image_generator, mixed_denoiser, sample
 from train_diffusion import MAX_GRAD_NORM, Schedule, build, diffusion_loss, parse_args, to_uint8, update_ema
-from train_recognizer import count_flops, learning_rate
+from training import count_flops, learning_rate
 
 ARGS = parse_args("--data . --out . --size 32".split())  # every default of train_diffusion.py --size 32
 MODULES = {"diffusers": "diffusers", "ddp": "denoising_diffusion_pytorch.classifier_free_guidance"}
@@ -99,20 +99,19 @@ class Ours:
     """step(x, y) trains on a batch, x uint8 (B, C, 32, 32), y (B,) -> loss; sample(y) draws such images by the EMA."""
     batch, evaluations = ARGS.batch, SAMPLER["steps"]
 
-    def __init__(self, network: nn.Module, channels: int = 1, steps: int = ARGS.steps, bf16: bool = False):
+    def __init__(self, network: nn.Module, channels: int = 1, steps: int = ARGS.steps):
         self.network = network.to(memory_format=torch.channels_last).train()
         self.ema = copy.deepcopy(network).requires_grad_(False).eval()
         self.trained = list(network.parameters())
         self.optimizer = torch.optim.AdamW(self.trained, ARGS.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-        self.schedule, self.shape, self.steps, self.bf16, self.i = Schedule(), (channels, 32, 32), steps, bf16, 0
+        self.schedule, self.shape, self.steps, self.i = Schedule(), (channels, 32, 32), steps, 0
 
     def step(self, x, y):
         x0 = flip(x.float().div(127.5).sub(1).to(memory_format=torch.channels_last))
         y = torch.where(torch.rand(len(y), device=y.device) < ARGS.label_dropout, self.network.num_classes, y)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.i, self.steps, ARGS.lr)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            loss = diffusion_loss(self.network, x0, y, self.schedule, ARGS.predict)
+        loss = diffusion_loss(self.network, x0, y, self.schedule, ARGS.predict)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)
@@ -133,9 +132,9 @@ class Diffusers:
     """The same by diffusers. steps: of its learning rate, 100 epochs in the example; evaluations: 1,000 there."""
     batch, evaluations = 16, 1000
 
-    def __init__(self, network: nn.Module, channels: int = 1, steps: int = 10_000, bf16: bool = False, foreach=False):
+    def __init__(self, network: nn.Module, channels: int = 1, steps: int = 10_000, foreach=False):
         self.scheduler = need("diffusers").DDPMScheduler(num_train_timesteps=1000)
-        self.network, self.shape, self.bf16 = network.train(), (channels, 32, 32), bf16
+        self.network, self.shape = network.train(), (channels, 32, 32)
         self.optimizer = torch.optim.AdamW(network.parameters(), 1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
         self.lr = need("diffusers.optimization").get_scheduler("cosine", self.optimizer, None, 500, steps)
         self.ema = need("diffusers.training_utils").EMAModel(
@@ -145,9 +144,7 @@ class Diffusers:
         x0 = flip(x.float().div(127.5).sub(1))
         noise = torch.randn_like(x0)
         t = torch.randint(0, 1000, (len(x0),), device=x0.device)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            out = self.network(self.scheduler.add_noise(x0, noise, t), t, y)
-        loss = F.mse_loss(out.float(), noise)
+        loss = F.mse_loss(self.network(self.scheduler.add_noise(x0, noise, t), t, y).float(), noise)
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         self.optimizer.step()
@@ -176,17 +173,16 @@ class Ddp:
     """
     batch, evaluations = 32, 2 * 250
 
-    def __init__(self, network: nn.Module, channels: int = 1, bf16: bool = False):
+    def __init__(self, network: nn.Module, channels: int = 1):
         self.network = network.network if isinstance(network, Plain) else ForGaussianDiffusion(network, channels)
         self.diffusion = need(MODULES["ddp"]).GaussianDiffusion(
             self.network, image_size=32, timesteps=1000, sampling_timesteps=self.evaluations // 2).train()
         self.diffusion.to(next(network.parameters()).device)
         self.optimizer = torch.optim.Adam(self.diffusion.parameters(), 8e-5, betas=(0.9, 0.99))
-        self.ema, self.bf16 = need("ema_pytorch").EMA(self.diffusion, beta=0.995, update_every=10), bf16
+        self.ema = need("ema_pytorch").EMA(self.diffusion, beta=0.995, update_every=10)
 
     def step(self, x, y):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            loss = self.diffusion(flip(x.float().div(255)), classes=y)
+        loss = self.diffusion(flip(x.float().div(255)), classes=y)
         loss.backward()
         nn.utils.clip_grad_norm_(self.diffusion.parameters(), 1.0)
         self.optimizer.step()

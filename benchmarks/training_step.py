@@ -1,6 +1,6 @@
 """How long is a training step of the generator, by us, by diffusers and by denoising-diffusion-pytorch (ddp)?
 
-    python benchmarks/training.py --batch 32
+    python benchmarks/training_step.py --batch 32
 
 Forward, loss, backward, clipping, the optimiser, the moving average, as peers.py has them from each library's training
 script, on the same images in memory. Every candidate makes 10 steps at a time, since ddp averages every tenth step.
@@ -27,6 +27,7 @@ from common import machine, need, side_by_side, stage, version, write
 from peers import MODULES, Ddp, Diffusers, ForGaussianDiffusion, Ours, against_ours, equal_networks
 
 from train_diffusion import Schedule, diffusion_loss
+from training import accelerate
 
 CLASSES, STEPS = 30, 10
 TRAINERS = {"ours": Ours, "diffusers": Diffusers, "ddp": Ddp}
@@ -44,7 +45,7 @@ def losses(network, x0: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     found = {"ours": diffusion_loss(watched, x0, y, Schedule(), "eps").item()}
     torch.manual_seed(0)
     torch.rand(1, device=x0.device)  # what diffusion_loss draws before the noise
-    noise = torch.randn_like(x0)
+    noise = torch.randn(x0.shape, device=x0.device)
     scheduler = need("diffusers").DDPMScheduler(trained_betas=1 - abar / np.append(1, abar[:-1]))
     found["diffusers"] = F.mse_loss(network(scheduler.add_noise(x0, noise, times[0]), times[0], y), noise).item()
     diffusion = need(MODULES["ddp"]).GaussianDiffusion(ForGaussianDiffusion(network), image_size=32).to(x0.device)
@@ -53,15 +54,15 @@ def losses(network, x0: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
     return found
 
 
-def trainer(name: str, network, how: str, cuda: bool):
+def trainer(name: str, network, how: str, device):
     """A library's training of a copy of the network: "eager", and fast "contiguous", "channels_last" or "compiled"."""
     network, fast = copy.deepcopy(network), how != "eager"
     if how in ("channels_last", "compiled"):
         network.to(memory_format=torch.channels_last)
-    more = {"foreach": True} if fast and name == "diffusers" else {}
-    made = TRAINERS[name](network, bf16=cuda and fast, **more)
-    if how == "compiled":
-        made.network.compile()  # in place, after the moving average has taken its copy
+    made = TRAINERS[name](network, **{"foreach": True} if fast and name == "diffusers" else {})
+    accelerate(made.network, device, "fp32", how == "compiled")
+    whole = made.diffusion if name == "ddp" else made.network  # ddp's Trainer has its loss under autocast as well
+    accelerate(whole, device, "bf16" if fast and device.type == "cuda" else "fp32", False)
     return made
 
 
@@ -73,16 +74,15 @@ def main(argv=None) -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     device = stage.pick_device(args.device)
-    cuda = device.type == "cuda"
     torch.set_flush_denormal(True)
     nets, flops = equal_networks(CLASSES, device)
     x = torch.randint(0, 256, (args.batch, 1, 32, 32), dtype=torch.uint8, device=device)
     y = torch.randint(0, CLASSES, (args.batch,), device=device)
     check = losses(nets["ours"].eval(), x.float() / 127.5 - 1, y)
     assert all(abs(loss / check["ours"] - 1) < 1e-5 for loss in check.values()), check
-    rows = {"shared": {n: trainer(n, nets["ours"], "eager", cuda) for n in nets},
-            "eager": {n: trainer(n, nets[n], "eager", cuda) for n in nets},
-            "best": {f"{n}, {how}": trainer(n, nets[n], how, cuda)
+    rows = {"shared": {n: trainer(n, nets["ours"], "eager", device) for n in nets},
+            "eager": {n: trainer(n, nets[n], "eager", device) for n in nets},
+            "best": {f"{n}, {how}": trainer(n, nets[n], how, device)
                      for n in nets for how in ("contiguous", "channels_last", "compiled")}}
 
     def ten(made):
@@ -91,7 +91,7 @@ def main(argv=None) -> None:
                                None if row == "shared" else flops) for row, of in rows.items()}
     last = {row: {n: float(made.step(x, y)) for n, made in of.items()} for row, of in rows.items()}
     assert np.isfinite([v for of in last.values() for v in of.values()]).all(), last
-    write("training", {"machine": machine(device), "batch": args.batch, "steps_a_round": STEPS,
+    write("training_step", {"machine": machine(device), "batch": args.batch, "steps_a_round": STEPS,
                        "versions": version("diffusers", "denoising-diffusion-pytorch", "ema-pytorch"),
                        "flops_per_evaluation": flops, "same_loss": check, "last_losses": last, **found}, args.out)
 
