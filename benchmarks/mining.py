@@ -91,6 +91,7 @@ def main(argv=None) -> None:
     parser.add_argument("--depth", type=int, default=128, help="of faiss's lists")
     parser.add_argument("--candidates", nargs="+", choices=[*CANDIDATES][1:], default=[*CANDIDATES][1:])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory as well")
     parser.add_argument("--memory-of", choices=[*CANDIDATES], help="only show the bytes that one candidate takes")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
@@ -105,7 +106,7 @@ def main(argv=None) -> None:
         print(peak() - before)
         return
     names, memory = ["ours", *args.candidates], {}
-    for name in names:  # before this process grows: a child's peak starts at its parent's
+    for name in names if args.memory else ():  # before this process grows: a child's peak starts at its parent's
         command = [sys.executable, __file__, "--classes", args.classes, "--depth", args.depth, "--memory-of", name]
         memory[name] = int(subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE).stdout)
     c = make_centres(args.classes)

@@ -129,12 +129,13 @@ class Ours:
 
 
 class Diffusers:
-    """The same by diffusers. steps: of its learning rate, 100 epochs in the example; evaluations: 1,000 there."""
-    batch, evaluations = 16, 1000
+    """The same by diffusers. steps: of its learning rate, 100 epochs in the example; draw_steps: 1,000 there."""
+    batch = 16
 
-    def __init__(self, network: nn.Module, channels: int = 1, steps: int = 10_000, foreach=False):
+    def __init__(self, network: nn.Module, channels: int = 1, steps: int = 10_000, draw_steps: int = 1000,
+                 foreach: bool = False):
         self.scheduler = need("diffusers").DDPMScheduler(num_train_timesteps=1000)
-        self.network, self.shape = network.train(), (channels, 32, 32)
+        self.network, self.shape, self.evaluations = network.train(), (channels, 32, 32), draw_steps
         self.optimizer = torch.optim.AdamW(network.parameters(), 1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
         self.lr = need("diffusers.optimization").get_scheduler("cosine", self.optimizer, None, 500, steps)
         self.ema = need("diffusers.training_utils").EMAModel(
@@ -168,15 +169,16 @@ class Diffusers:
 
 
 class Ddp:
-    """The same by denoising-diffusion-pytorch. evaluations: 250 steps of its DDIM in the README, two each by guidance
-    (cond_scale 6, the example's). Its README gathers the gradients of two batches; here each makes a step, its default.
+    """The same by denoising-diffusion-pytorch. draw_steps: 250 of DDIM in the README, each with two evaluations for the
+    guidance (cond_scale 6, the example's). The README gathers the gradients of two batches; here each makes a step.
     """
-    batch, evaluations = 32, 2 * 250
+    batch = 32
 
-    def __init__(self, network: nn.Module, channels: int = 1):
+    def __init__(self, network: nn.Module, channels: int = 1, draw_steps: int = 250):
+        self.evaluations = 2 * draw_steps
         self.network = network.network if isinstance(network, Plain) else ForGaussianDiffusion(network, channels)
         self.diffusion = need(MODULES["ddp"]).GaussianDiffusion(
-            self.network, image_size=32, timesteps=1000, sampling_timesteps=self.evaluations // 2).train()
+            self.network, image_size=32, timesteps=1000, sampling_timesteps=draw_steps).train()
         self.diffusion.to(next(network.parameters()).device)
         self.optimizer = torch.optim.Adam(self.diffusion.parameters(), 8e-5, betas=(0.9, 0.99))
         self.ema = need("ema_pytorch").EMA(self.diffusion, beta=0.995, update_every=10)

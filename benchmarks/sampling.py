@@ -11,7 +11,7 @@ eager    each library's own network, fp32, as the library makes it. Equal FLOPs 
 best     the same networks contiguous, with channels_last, and with torch.compile on top of that, on CUDA in bf16
          (diffusers as documented: weights in bf16, mode max-autotune; autocast for the others). The quickest counts,
          for each. We and diffusers document all three, ddp none. Each must draw what it draws as eager: PSNR above
-         60 dB, in bf16 above 20.
+         60 dB, in bf16 above 30.
 shared   our network, fp32, in each library's sampling loop: only the loops differ. Same noise, same schedule (diffusers
          as betas; ddp's cosine schedule is the same), same times, eps from the clipped x0 (diffusers:
          use_clipped_model_output; the others always): the images must agree, PSNR above 60 dB.
@@ -122,7 +122,7 @@ def main(argv=None) -> None:
     agreement = {"shared, with ours": {n: psnr(x, images["shared"]["ours"]) for n, x in images["shared"].items()},
                  "best, with eager": {n: psnr(x, images["eager"][n.split(", ")[0]]) for n, x in images["best"].items()}}
     assert min(agreement["shared, with ours"].values()) > 60, agreement
-    assert min(agreement["best, with eager"].values()) > (20 if device.type == "cuda" else 60), agreement
+    assert min(agreement["best, with eager"].values()) > (30 if device.type == "cuda" else 60), agreement
     found = {row: against_ours(side_by_side(draws, args.repeats, device), None if row == "shared" else flops)
              for row, draws in rows.items()}
     write("sampling", {"machine": machine(device), "versions": version("diffusers", "denoising-diffusion-pytorch"),
