@@ -15,6 +15,7 @@ import statistics
 import torch
 import torch.nn.functional as F
 from common import need, ratio
+from einops import rearrange, reduce, repeat
 from torch import nn
 
 from sample_scoremix import SMALL as SAMPLER
@@ -86,8 +87,8 @@ class ForGaussianDiffusion(nn.Module):
 
     def forward_with_cond_scale(self, x, t, classes, **unused):
         m = classes.shape[1]
-        out = self.network(torch.cat([x] * m), t.repeat(m), classes.T.flatten())
-        return torch.stack(out.chunk(m)).mean(0), None
+        out = self.network(repeat(x, "b ... -> (m b) ...", m=m), t.repeat(m), rearrange(classes, "b m -> (m b)"))
+        return reduce(out, "(m b) ... -> b ...", "mean", m=m), None
 
 
 # --------------------------------------------------------------------------------------------------------- training
