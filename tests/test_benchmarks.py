@@ -5,6 +5,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -12,6 +13,7 @@ import common  # noqa: E402
 import evaluation  # noqa: E402
 import mining  # noqa: E402
 import networks  # noqa: E402
+import precision  # noqa: E402
 import reading  # noqa: E402
 
 from train_recognizer import IResNet  # noqa: E402
@@ -88,3 +90,16 @@ def test_peers_compute_the_same():
     assert min(sampling.psnr(x, drawn["ours"]) for x in drawn.values()) > 60
     losses = training_step.losses(network, torch.rand(2, 1, 32, 32) * 2 - 1, torch.tensor([0, 1]))
     assert max(losses.values()) / min(losses.values()) < 1 + 1e-5
+
+
+def test_precision(run, tmp_path):
+    for name, value in (("a", 100), ("b", 101)):
+        (tmp_path / name / "s1").mkdir(parents=True)
+        Image.new("L", (8, 8), value).save(tmp_path / name / "s1/0.png")
+        Image.new("L", (8, 8), 7).save(tmp_path / name / "s1/1.png")
+    found = run(precision, tmp_path / "a", tmp_path / "b")
+    assert found["images"] == 2 and found["psnr"]["best"] == 100
+    assert found["psnr"]["worst"] == pytest.approx(48.13, abs=0.01)  # 20 log10(255)
+    (tmp_path / "b/s1/1.png").unlink()
+    with pytest.raises(SystemExit, match="same names"):
+        run(precision, tmp_path / "a", tmp_path / "b")
