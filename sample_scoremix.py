@@ -31,7 +31,7 @@ from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8,
 from training import accelerate, add_speed_flags, count_flops, fill_defaults
 
 SOLVERS = ["ddim", "ddpm", "heun", "dpm++"]
-SMALL, LARGE = dict(per_class=5, steps=25), dict(per_class=15, steps=50)  # defaults by the generator's size
+SMALL, LARGE = dict(per_class=5, steps=8), dict(per_class=15, steps=50)  # defaults by the generator's size
 
 
 def shard(text: str) -> tuple[int, int]:

@@ -13,16 +13,35 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, stage, write
+from common import ROOT, machine, stage, write
 
 from audit import consistency, frechet_distance
+from report import pyplot, save_figure
 from sample_scoremix import draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs, sample, timesteps
 from train_diffusion import Schedule, load_generator, to_uint8
 from train_recognizer import class_centres, embed, embed_batch, load_recognizer
 
+MEASURES = {"frechet_distance": "Frechet distance, reproductions to real",
+            "consistency": "consistency of reproductions", "consistency_of_mixes": "consistency of far mixes"}
 # solver -> numbers of steps; dpm++/edm is dpm++ on the noise levels of Heun's method
 SETTINGS = {"heun": (5, 8, 12, 32), "ddpm": (8, 12, 16, 25, 50), "ddim": (8, 12, 25),
             "dpm++": (5, 6, 8, 10, 15, 25), "dpm++/edm": (6, 8, 10, 15)}
+
+
+def draw_figure(path: Path, rows: list[dict]) -> None:
+    """Each measure against the evaluations of an image, a line a solver."""
+    figure, axes = pyplot().subplots(1, 3, figsize=(13, 3.6), layout="constrained")
+    for axis, (name, title) in zip(axes, MEASURES.items()):
+        for solver in SETTINGS:
+            some = [r for r in rows if r["solver"] == solver]
+            axis.plot([r["evaluations"] for r in some], [r[name] for r in some], "o-", label=solver, markersize=4)
+        axis.set(xscale="log", xlabel="evaluations a class", title=title)
+        axis.set_xticks(ticks := [5, 8, 12, 25, 63], ticks, minor=False)
+        axis.set_xticks([], minor=True)
+        axis.grid(alpha=0.3)
+    axes[0].set_yscale("log")
+    axes[0].legend()
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -34,7 +53,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=10, help="reproductions of a class; mixes of a pair: 4")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks/solvers.json")
     args = parser.parse_args()
     device, schedule = stage.pick_device(args.device), Schedule()
     torch.set_flush_denormal(True)
@@ -75,6 +94,7 @@ def main() -> None:
     real = consistency(z_real, images.labels.numpy())
     write("solvers", {"machine": machine(device), "images": {k: len(v) for k, v in sets.items()},
                       "consistency_of_real_images": real, "rows": rows}, args.out)
+    draw_figure(args.out.with_suffix(".png"), rows)
 
 
 if __name__ == "__main__":
