@@ -32,7 +32,7 @@ demo: $(RUNS)/report/results.json
 test: | $(ENV)
 	$(PY) -m pytest -q tests
 
-results-orl: | $(ENV)  # rows of the five main arms that are not there yet; an hour on two cores
+results-orl: | $(ENV)  # rows of the five main arms that are not there yet; all take three hours on two cores
 	PY=$(PY) results/orl/run.sh
 
 kills: | $(ENV)  # kill -9 at 60 random moments of the stages, and the same bytes in the end; five minutes

@@ -147,8 +147,8 @@ def read_sources(folders: list[Path], images: stage.Images, classes: list[str]) 
     except FileNotFoundError:
         raise stage.StageError(f"{mixed} has no manifest.csv; name a folder of sample_scoremix.py") from None
     except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise stage.StageError(f"{mixed}/manifest.csv, its images and the classes of --data do not belong together: "
-                               f"{error} is missing") from None
+        raise stage.StageError("the manifest.csv, the images and the classes of --data do not belong together in "
+                               f"{' '.join(map(str, folders))}: {error} is missing") from None
 
 
 def run(args) -> None:

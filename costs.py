@@ -126,11 +126,10 @@ def run(args) -> None:
     rows = []
     for r in runs:
         cost, precision = r["cost"], r["arguments"].get("precision", "fp32")
-        processes = r["derived"].get("processes", 1)
-        rate = cost["flops"] / cost["seconds"] / processes
+        rate = cost["flops"] / cost["seconds"]
         comparable = cost["device"] == here and (device.type == "cuda" or r["threads"] == torch.get_num_threads())
-        rows.append({"stage": r["stage"], "run": r["name"], "device": cost["device"], "processes": processes,
-                     "hours": cost["seconds"] / 3600 * processes, "images": cost["images"],
+        rows.append({"stage": r["stage"], "run": r["name"], "device": cost["device"],
+                     "hours": cost["seconds"] / 3600, "images": cost["images"],
                      "network_evaluations": cost["network_evaluations"], "flops": cost["flops"],
                      "flops_per_second": rate, "precision": precision,
                      "share_of_matrix_rate": rate / rates[precision] if comparable else None,
@@ -140,11 +139,10 @@ def run(args) -> None:
     for r in rows:
         share = "" if r["share_of_matrix_rate"] is None else f"{100 * r['share_of_matrix_rate']:.0f} %"
         memory = "" if r["peak_memory_bytes"] is None else f"{r['peak_memory_bytes'] / 2 ** 30:.1f}"
-        many = f"{r['processes']} x " if r["processes"] > 1 else ""
-        lines.append(f"| {r['stage']} | {r['run']} | {many}{r['device']} | {r['hours']:.4f} | {r['images']:,} | "
+        lines.append(f"| {r['stage']} | {r['run']} | {r['device']} | {r['hours']:.4f} | {r['images']:,} | "
                      f"{r['network_evaluations']:,} | {r['flops'] / 1e12:.2f} | {r['flops_per_second'] / 1e9:.1f} | "
                      f"{share} | {memory} |")
-    lines += ["", "Measured. Hours are those of devices (processes x hours). " + " ".join(
+    lines += ["", "Measured. Hours are those of one device, summed over processes. " + " ".join(
         f"{here} does {v / 1e9:.0f} GFLOP/s in {k} at best" +
         ("." if device.type == "cuda" else f" with {torch.get_num_threads()} threads.") for k, v in rates.items())]
     ways = []

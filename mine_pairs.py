@@ -29,7 +29,7 @@ MOST_MIXES = 10_000_000  # of more than two classes that are enumerated and sort
 FEW = 1_000_000  # pairs that are shuffled as a whole; from more, random ones are drawn
 TILE = 2048  # rows and columns of the matrix of all cosines that are there at once
 BAND = 65_536  # pairs that are ordered at once, after those of classes that are used up are left out
-SLACK = 1e-5  # of a cosine: more than float32 rounds
+SLACK = 2e-6  # of a cosine: more than float32 rounds
 
 
 def parse_args(argv=None):
@@ -109,6 +109,9 @@ def largest_products(x: torch.Tensor, sign: int, below: float, want: int) -> tup
             pairs, values = torch.cat(pairs), torch.cat(values)
             lower = float(values.topk(want).values[-1])
             pairs, values = [pairs[values >= lower]], [values[values >= lower]]
+            if len(values[0]) > max(2 * want, MOST_MIXES):
+                raise stage.StageError(f"millions of pairs of classes have the distance {1 - sign * lower:.6f}: these "
+                                       "centres do not tell classes apart; train longer")
     values, rank = torch.cat(values).sort(descending=True)
     return torch.cat(pairs)[rank].cpu().numpy(), values.cpu().numpy(), lower
 
@@ -136,7 +139,7 @@ def ranked_pairs(centres: np.ndarray, strategy: str, usable, count: int, seed: i
         some = x if len(left) == k else x[torch.from_numpy(left).to(device)]
         pairs, values, lower = largest_products(some, sign, bound + SLACK, want)
         if lower + SLACK >= bound and want > MOST_MIXES:
-            raise stage.StageError(f"millions of pairs of classes have the distance {1 - sign * bound:.4f}: these "
+            raise stage.StageError(f"millions of pairs of classes have the distance {1 - sign * bound:.6f}: these "
                                    "centres do not tell classes apart; train longer")
         want = min(4 * want, most) if lower + SLACK < bound else 4 * want  # more ties than were wanted
         for cut in [*(values[BAND::BAND].tolist()), lower]:

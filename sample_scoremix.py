@@ -355,7 +355,7 @@ def run(args) -> None:
     lam = {item: image_weights(args.seed, *item, args.dirichlet) if args.dirichlet else weights for item in work}
     target = {item: out.dir / folder[item[0]] / f"{item[1]}.png" for item in work}
 
-    def draw(keys, names, shares):
+    def draw(keys, names, shares, counted=True):
         """Images (B, H, W, C) of the classes in `names`, mixed by `shares`, from the noise of `keys` (mix, index)."""
         generators = [image_generator(args.seed, mix, index) for mix, index in keys]
         x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
@@ -370,7 +370,8 @@ def run(args) -> None:
         calls = evaluations(args.solver, args.steps) * len(keys)
         m = 1 if args.mix == "condition" else len(names[0])
         strong, soft = calls * (m + (args.guidance != 1)), calls * m * bool(args.guide)
-        out.spend(device, images=len(keys), network_evaluations=strong + soft, flops=strong * flops + soft * weak_flops)
+        out.spend(device, images=counted * len(keys), network_evaluations=strong + soft,
+                  flops=strong * flops + soft * weak_flops)
         return images
     there = {item: is_complete(path) for item, path in target.items()}
     if (out.dir / "manifest.csv").exists() and all(there.values()):
@@ -391,7 +392,8 @@ def run(args) -> None:
 
     def reproduce(rows):  # each class alone, from the noise of the first image of its mix
         parts = [rows[i:i + args.batch] for i in range(0, len(rows), args.batch)]
-        return np.concatenate([draw([(mix, 0) for mix, _ in p], [(c,) for _, c in p], [[1.0]] * len(p)) for p in parts])
+        return np.concatenate([draw([(mix, 0) for mix, _ in p], [(c,) for _, c in p], [[1.0]] * len(p), False)
+                               for p in parts])
     write_preview(out.dir / "preview.png", mixes, reproduce, saved, args.per_class)
 
     def write_manifest(path):

@@ -27,9 +27,9 @@ FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # would make PIL start another 
 FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
 # when this command began, directory -> its lock file, signals that came, whether the first waits for the end of a step
 began, locks, signals, patient, tty = time.monotonic(), {}, [], False, sys.stderr.isatty()
-# of torchrun: which process this is (0 alone writes files), how many there are, and the GPU that is meant for it
-rank, world, local = (int(os.environ.get(k, v)) for k, v in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-progress = functools.partial(tqdm, mininterval=1 if tty else 15, leave=tty, disable=rank > 0)
+# of torchrun (training.join): which process this is (0 alone writes), of how many; its GPU, how many on this machine
+rank, world, gpu, neighbours = 0, 1, 0, 1
+progress = functools.partial(tqdm, mininterval=1 if tty else 15, leave=tty)
 
 class StageError(Exception):
     """Bad input: its message is the one line the user reads, and says what to do. The exit code is 2."""
@@ -87,7 +87,7 @@ def command(body):
 def pick_device(name: str) -> torch.device:
     """`auto` is the GPU if there is one (under torchrun, each process has its own), else the CPU."""
     try:
-        name = name if name != "auto" else f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        name = f"cuda:{gpu}" if name in ("auto", "cuda") and torch.cuda.is_available() else name.replace("auto", "cpu")
         return torch.ones(1, device=name).cpu().to(name).device  # not `meta`, which has no values to copy
     except (RuntimeError, AssertionError) as error:
         raise StageError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
@@ -145,7 +145,7 @@ class Images:
         self.labels, self.size, self.channels = torch.tensor(labels), size, channels
         limits = [int(p.read_text().replace("max", "-1")) for p in Path("/sys/fs/cgroup").glob("memory.max")]
         limits += os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), getrlimit(RLIMIT_DATA)[0]
-        fits = len(labels) * 3 * size * size < min(n for n in limits if n > 0) // 3  # -1 is none
+        fits = len(labels) * 3 * size * size < min(n for n in limits if n > 0) // 3 // neighbours  # -1 is none
         with ThreadPoolExecutor() as pool:
             read = progress(pool.map(self._read, self.paths), "reading images", len(labels), disable=rank > 0 or None)
             pixels = [(len(x), x if fits else None) for x in read]  # x (C, size, size)
@@ -240,8 +240,8 @@ class Run:
             write_json(held, config)
 
     def spend(self, device: torch.device, **amounts) -> None:
-        """Add to cost.json the seconds since the last call, and e.g. images=64, network_evaluations=128, flops=1e9."""
-        amounts["seconds"], self._since = time.monotonic() - self._since, time.monotonic()
+        """Add to cost.json the seconds since the last call, times processes, and e.g. images=64, flops=1e9."""
+        amounts["seconds"], self._since = world * (time.monotonic() - self._since), time.monotonic()
         name, peak = f"{os.uname().machine} CPU", getrusage(RUSAGE_SELF).ru_maxrss << 10
         if device.type == "cuda":
             name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)

@@ -22,8 +22,8 @@ from torch import nn
 
 import stage
 from train_recognizer import centres_of, load_recognizer, preprocess
-from training import (accelerate, add_common_flags, count_flops, distribute, fill_defaults, learning_rate, share,
-                      train)
+from training import (accelerate, add_common_flags, count_flops, distribute, fill_defaults, join, learning_rate,
+                      share, train)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -318,7 +318,7 @@ def sample_grid(model, schedule, predict: str, images: stage.Images, path, devic
     from sample_scoremix import mixed_denoiser, sample  # the sampler's file imports this one
     chosen = np.linspace(0, len(images.classes) - 1, min(columns, len(images.classes))).round().astype(int)
     first = torch.tensor([int((images.labels == int(c)).nonzero()[0]) for c in chosen])
-    rows = [list(images[first].permute(0, 2, 3, 1).numpy())]
+    rows = [list(images[first].cpu().permute(0, 2, 3, 1).numpy())]
     y = torch.from_numpy(chosen).to(device).repeat(3)[:, None]  # (3 * columns, 1): one class an image
     noise = torch.randn(len(y), images.channels, images.size, images.size, generator=torch.Generator().manual_seed(0))
     denoise = mixed_denoiser(model, schedule, predict, y, [1.0])
@@ -327,6 +327,7 @@ def sample_grid(model, schedule, predict: str, images: stage.Images, path, devic
 
 
 def run(args) -> None:
+    join()
     device, schedule = stage.pick_device(args.device), Schedule()
     images = stage.Images(args.data, args.size)
     if len(images.classes) < 2:
@@ -359,7 +360,6 @@ def run(args) -> None:
     one = torch.zeros(1, images.channels, args.size, args.size, device=device)
     flops = count_flops(ema, one, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
     derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
-               "processes": stage.world,
                "parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
     out = stage.Run("train_diffusion", args, inputs, derived)
     if (out.dir / "model.pt").exists():

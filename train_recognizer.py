@@ -20,7 +20,7 @@ from torch import nn
 
 import stage
 from training import (accelerate, add_common_flags, balanced_indices, count_flops, distribute, fill_defaults,
-                      learning_rate, share, train)
+                      join, learning_rate, share, train)
 
 # arch -> blocks of the four levels, width of the first level, embedding dimension
 ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "ir18": ((2, 2, 2, 2), 64, 512), "ir34": ((3, 4, 6, 3), 64, 512),
@@ -271,6 +271,7 @@ def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: d
 
 
 def run(args) -> None:
+    join()
     device = stage.pick_device(args.device)
     images = stage.Images(args.data, args.size)
     if len(images.classes) < 2:
@@ -281,8 +282,7 @@ def run(args) -> None:
     model = IResNet(args.arch, args.size, images.channels)
     head = nn.Parameter(torch.randn(len(images.classes), ARCHS[args.arch][2]) * 0.01)
     inputs = {"data": args.data}
-    derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
-               "processes": stage.world}
+    derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels}
     if args.init:
         saved = load_recognizer(args.init, "cpu")[1]
         inputs["init"] = saved["path"]

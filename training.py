@@ -2,8 +2,8 @@
 and several processes. Nothing of the method.
 
 On one machine a training is one process; `torchrun --nproc-per-node 4 train_diffusion.py ...` makes it four with a GPU
-each, which share every batch. Random numbers are those of the whole batch, so a step is the same up to rounding (batch
-norm, which looks at the images of its own process, apart).
+each, which share every batch. Random numbers are those of the whole batch, so a step is the same up to rounding. Apart
+from that are batch norm, dropout and mixup, which know the images of their own process.
 """
 
 import argparse
@@ -102,14 +102,28 @@ def accelerate(model: nn.Module, device, precision: str, compile: bool) -> None:
     model.forward = torch.autocast(device.type, torch.bfloat16)(forward) if precision == "bf16" else forward
 
 
+def join() -> None:
+    """Learn from torchrun which process this is. Call it first: other scripts than the trainings are always alone."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        names = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
+        stage.rank, stage.world, stage.gpu, stage.neighbours = (int(os.environ[k]) for k in names)
+
+
 def distribute(network: nn.Module, device) -> nn.Module:
     """The network, under torchrun as DistributedDataParallel: gradients are then the means of all processes."""
     if stage.world == 1:
         return network
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if stage.rank:
         sys.stdout = open(os.devnull, "w")  # the first process speaks for all
-    return nn.parallel.DistributedDataParallel(network, [device.index] if device.type == "cuda" else None)
+    network = nn.parallel.DistributedDataParallel(network, [device.index] if device.type == "cuda" else None)
+
+    def own_dropout(*_):  # so far, in a step, all processes have drawn the same numbers
+        torch.manual_seed(torch.initial_seed() + stage.rank)
+    network.register_forward_pre_hook(own_dropout)
+    return network
 
 
 def share(x: torch.Tensor) -> torch.Tensor:
@@ -118,10 +132,10 @@ def share(x: torch.Tensor) -> torch.Tensor:
 
 
 def resident(images: stage.Images, device) -> None:
-    """Keep the images on a GPU if they fit in a third of what is free there, else where it can fetch them fast."""
+    """Keep the images on a GPU if they fit in a third of what is free there."""
     if device.type == "cuda" and images.pixels is not None:
-        fits = images.pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 3
-        images.pixels = images.pixels.to(device) if fits else images.pixels.pin_memory()
+        if images.pixels.nbytes < torch.cuda.mem_get_info(device)[0] // 3:
+            images.pixels = images.pixels.to(device)
 
 
 def count_flops(model: nn.Module, *inputs) -> int:
@@ -140,7 +154,10 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
     """
     def batch(i):
         index = share(order(i) if order else batch_indices(i, len(data.paths), args.batch, args.seed))
-        return data[index].to(device, non_blocking=True), data.labels[index].to(device, non_blocking=True)
+        x, y = data[index], data.labels[index]
+        if device.type == "cuda" and x.device.type == "cpu":
+            x = x.pin_memory()  # then the transfer does not wait
+        return x.to(device, non_blocking=True), y.to(device, non_blocking=True)
     args, last, start = out.args, out.dir / "last.pt", 0
     if args.batch % stage.world:
         raise stage.StageError(f"--batch {args.batch} must be a multiple of the {stage.world} processes")
@@ -160,7 +177,8 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
     log, stage.patient = open(os.devnull if stage.rank else out.dir / "log.jsonl", "ab", buffering=0), True
     if not stage.rank:
         log.truncate(kept)
-    bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name)
+    bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name, disable=stage.rank > 0)
+    signalled = None  # how many processes had a signal in the step before: all of them stop after the same step
     with log, ThreadPoolExecutor(1) as ahead, bar:
         following = ahead.submit(batch, start)
         for i in range(start, args.steps):
@@ -171,12 +189,15 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
             keep = args.keep_every and done % args.keep_every == 0
             save = keep or done % args.save_every == 0 or done == args.steps
             line = save or done % args.log_every == 0
-            stop = bool(stage.signals) and (line or stage.world == 1)  # processes stop together, at a line of the log
+            stop = bool(stage.signals)
+            if stage.world > 1:
+                stop, signalled = bool(signalled), torch.tensor(float(stop), device=device)
+                torch.distributed.all_reduce(signalled)
             if line or stop:
                 if stage.world > 1:
-                    values = torch.stack([*sums.values(), torch.tensor(float(stop), device=device)])
+                    values = torch.stack([*sums.values()]) / stage.world
                     torch.distributed.all_reduce(values)
-                    sums, stop = dict(zip(sums, values / stage.world)), bool(values[-1])
+                    sums = dict(zip(sums, values))
                 means = {k: float(v) / count for k, v in sums.items()}
                 weights = [p for m in parts.values() if isinstance(m, nn.Module) for p in m.parameters()]
                 means["weight_norm"] = float(nn.utils.get_total_norm([p.detach() for p in weights]))

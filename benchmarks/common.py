@@ -60,12 +60,6 @@ def ratio(seconds: dict, slow: str, fast: str) -> dict:
     return {"median": statistics.median(each), "min": min(each), "max": max(each)}
 
 
-def matrix_rate(device="cpu", dtype=torch.float32, n: int = 2048, repeats: int = 7) -> float:
-    """FLOP/s of a product of two n x n matrices, the best of some: what the machine can do."""
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n ** 3 / min(side_by_side({"product": lambda: a @ b}, repeats, device)["product"])
-
-
 def machine(device="cpu") -> dict:
     """Hardware and versions, as they stand in every result."""
     model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()

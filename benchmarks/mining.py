@@ -5,7 +5,7 @@
 mine_pairs.mine(order 2, distant) on centres in 512 dimensions, half of them isotropic, half in clusters of 50; as many
 pairs as it takes by default above 64 pixels, 4/3 a class, each class in at most four. By turns with
 
-product    the product of all centres with all, float32: the arithmetic alone, without which nothing is exact
+product    the product of all centres with all, float32: the arithmetic alone (of which one half would do)
 sklearn    scikit-learn's pairwise_distances, an argsort of the upper triangle, the greedy choice. It must give the very
            same pairs. (Distances are rounded to 1e-9, ties go by index, as mine has it.)
 faiss      faiss's IndexFlatIP finds the --depth farthest classes of each (nearest to -c), then the greedy choice among

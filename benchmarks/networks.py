@@ -4,11 +4,11 @@
 
 The recognisers ir18 and ir50 at 112x112, the UNet of --size 32 and, on CUDA, that of --size 112; in fp32 on a CPU,
 under bf16 autocast on CUDA, with channels_last as the stages have it. Two rates of the same type take turns with them:
-of a product of two 2048x2048 matrices, and of a single 3x3 convolution of 256 channels at 56x56. `share` is (FLOPs of
-the network / its seconds) / that rate, by rounds, where a training step (forward, backward) counts three forward
-passes. It may pass 1 of the product: PyTorch hands products to MKL and convolutions to oneDNN, which on an AMD EPYC was
-2.4 times as quick. --compile adds compiled networks, whose output must agree with the eager one to 1e-3 of its largest
-value, in bf16 to 5e-2.
+of a product of two 2048x2048 (CUDA: 8192x8192) matrices, and of one 3x3 convolution of 256 channels at 56x56. `share`
+is (FLOPs of the network / its seconds) / that rate, by rounds, where a training step (forward, backward) counts three
+forward passes. It may pass 1 of the product: PyTorch hands products to MKL and convolutions to oneDNN, which on an AMD
+EPYC was 2.4 times as quick. --compile adds compiled networks, whose output must agree with the eager one to 1e-3 of its
+largest value, in bf16 to 5e-2.
 
 Convolutions are not all that a network does: traffic is the bytes of a forward pass if every layer reads its input and
 its weights and writes its output once (the sums of residual blocks are not layers and are not counted), and
@@ -79,13 +79,14 @@ def shares(seconds: dict, name: str, units: float, unit: str) -> dict:
 
 def yardsticks(device, dtype) -> dict:
     """Work of known size: name -> (function, FLOPs or, of a copy, bytes)."""
-    a, b = (torch.randn(2048, 2048, device=device).to(dtype) for _ in range(2))
-    x = torch.randn(4, 256, 56, 56, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    n, batch = (8192, 64) if device.type == "cuda" else (2048, 4)  # large enough to keep the device busy
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    x = torch.randn(batch, 256, 56, 56, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
     conv = torch.nn.Conv2d(256, 256, 3, padding=1, bias=False).requires_grad_(False)
     conv.to(device, dtype, memory_format=torch.channels_last)
     source = torch.randn(64 * 2 ** 20, device=device)  # 256 MiB, far beyond every cache
     target = torch.empty_like(source)
-    return {"product": (lambda: a @ b, 2 * 2048 ** 3), "convolution": (lambda: conv(x), count_flops(conv, x)),
+    return {"product": (lambda: a @ b, 2 * n ** 3), "convolution": (lambda: conv(x), count_flops(conv, x)),
             "copy": (lambda: target.copy_(source), 2 * source.nbytes)}
 
 

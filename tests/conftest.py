@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 import alignment  # noqa: E402
 import audit  # noqa: E402
+import costs  # noqa: E402
 import evaluate  # noqa: E402
 import mine_pairs  # noqa: E402
 import prepare_data  # noqa: E402
@@ -126,7 +127,7 @@ def fails(capsys):
     return check
 
 
-MODULES = (alignment, audit, evaluate, mine_pairs, prepare_data, sample_scoremix, sweep)
+MODULES = (alignment, audit, costs, evaluate, mine_pairs, prepare_data, sample_scoremix, sweep)
 SCRIPTS = {m.__name__: m for m in (*MODULES, train_diffusion, train_recognizer)}
 NAMES = ["Zoë Ωμ 顔", "a+b", 'comma, "quote" \'n', "line\nbreak\r\n", "-=100% \\dots..", " x" * 60]
 
@@ -150,6 +151,7 @@ def command(script, c, out, *more):
         *{
             "alignment": (*both, "--neighbours", 2),
             "audit": ("--recognizer", c.real, *data, "--mixed", c.mixed),
+            "costs": (c.mixed, c.generator),
             "evaluate": ("--model", c.real, "--data", c.test, "--draws", 100),
             "mine_pairs": ("--recognizer", c.real, *data, "--count", 3),
             "prepare_data": ("folder", c.data, "--test-classes", 0),

@@ -178,7 +178,7 @@ def test_bad_images_are_named(name, chain, refused, tmp_path):
         assert not waited
 
 
-@pytest.mark.parametrize("script", SCRIPTS.keys() - {"sample_scoremix"})
+@pytest.mark.parametrize("script", sorted(SCRIPTS.keys() - {"costs", "sample_scoremix"}))
 def test_every_script_names_a_bad_image(script, chain, refused, tmp_path):
     source, bad = (chain.test, "s3/3.png") if script == "evaluate" else (chain.data, "s13/3.png")
     shutil.copytree(source, tmp_path / "in")
@@ -233,6 +233,7 @@ evaluate --probe x; --model; --device meta; --pairs nowhere; --templates nowhere
 alignment --neighbours 0|-1|5|nan; --seed -1; --device meta; --data nowhere
 sweep --grid nan||inf|1e9; --mixes 0; --per-class 1; --steps 0|1001; --batch 0; --seed -1; --solver euler
 sweep --device meta; --mix none
+costs --images 0|-1|nan|1e30; --device meta; --rate 3
 audit --device meta; --mixed nowhere; --data nowhere; --recognizer nowhere; --size 3
 """  # script flag value|value; flag value ...
 FLAGS = [
@@ -346,7 +347,7 @@ def test_names_survive_the_chain(faces, tmp_path):
     succeed(prepare_data, "folder", tmp_path / "in", "--test-classes", 0, "--out", work / "data")
     assert sorted(p.name for p in c.data.iterdir()) == sorted(NAMES)
     steps = dict(train_recognizer=c.real, train_diffusion=c.generator, mine_pairs=c.pairs, sample_scoremix=c.mixed)
-    for script, out in (steps | {s: work / s for s in ("audit", "evaluate", "alignment", "sweep")}).items():
+    for script, out in (steps | {s: work / s for s in ("audit", "evaluate", "alignment", "sweep", "costs")}).items():
         succeed(SCRIPTS[script], *command(script, c, out))
     argv = command("train_recognizer", c, work / "both", "--data", c.data, c.mixed)
     succeed(train_recognizer, *argv)

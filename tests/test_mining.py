@@ -170,6 +170,21 @@ def test_many_bands_are_the_whole_list_in_order(strategy, max_uses, count, monke
     assert len(passes) > 1 and passes == sorted(passes, reverse=True)
 
 
+def test_too_many_pairs_raise_the_bar(monkeypatch):
+    """Far pairs that the sample of rows does not see: 62,500 of them, of which not many more than wanted are kept."""
+    monkeypatch.setattr(mine_pairs, "TILE", 64)
+    x, k = unit(2000, 64), 2000
+    seen = np.random.default_rng(k).choice(k, 1500, replace=False)  # as largest_products draws it
+    poles = np.setdiff1d(np.arange(k), seen)
+    x[poles, 0] += np.where(np.arange(500) % 2, 5, -5)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    pairs, values, lower = mine_pairs.largest_products(torch.from_numpy(x).float(), -1, math.inf, 100)
+    assert 100 <= len(pairs) <= 400 + 64 * 64
+    products = -(x @ x.T)[np.triu_indices(k, 1)]
+    assert len(pairs) == pytest.approx((products >= lower).sum(), abs=1) and (np.diff(values) <= 0).all()
+    assert np.allclose(values, np.sort(products)[::-1][: len(values)], atol=1e-6)
+
+
 def test_equal_distances_by_the_thousand():
     centres = np.eye(300)  # 44,850 pairs, all of distance 1
     found = mine(centres, 300, max_uses=2)
@@ -178,7 +193,7 @@ def test_equal_distances_by_the_thousand():
 
 def test_centres_that_are_all_alike_are_refused(monkeypatch):
     monkeypatch.setattr(mine_pairs, "MOST_MIXES", 10_000)
-    with pytest.raises(stage.StageError, match="have the distance 0.0000: .* train longer"):
+    with pytest.raises(stage.StageError, match="have the distance 0.000000: .* train longer"):
         mine(np.ones((1000, 1)), 10, max_uses=1)
 
 
