@@ -12,12 +12,12 @@ faiss      faiss's IndexFlatIP finds the --depth farthest classes of each (neare
            those. With a cap on uses that is exact only if the lists are deep enough: classes whose partners are used
            up look further down than their list goes. The share of our pairs that it finds is in the result.
 
-Memory is the growth of a fresh process's peak over that after its inputs were made, each candidate in its own.
+Memory is the peak of a fresh process from then on, less what it held once its inputs were made; one process a
+candidate.
 """
 
 import argparse
 import math
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -80,16 +80,17 @@ def faiss(c, count, most, depth):
 CANDIDATES = {f.__name__: f for f in (ours, product, sklearn, faiss)}
 
 
-def peak() -> int:
-    """Bytes of memory that this process has held at most."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+def status(name: str) -> int:
+    """Bytes of memory of this process: VmRSS, now, or VmHWM, the most since clear_refs was written to."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) << 10
 
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classes", type=int, default=10_000)
     parser.add_argument("--depth", type=int, default=128, help="of faiss's lists")
-    parser.add_argument("--candidates", nargs="+", choices=[*CANDIDATES][1:], default=[*CANDIDATES][1:])
+    parser.add_argument("--candidates", nargs="*", choices=[*CANDIDATES][1:], default=[*CANDIDATES][1:])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory as well")
     parser.add_argument("--memory-of", choices=[*CANDIDATES], help="only show the bytes that one candidate takes")
@@ -101,12 +102,13 @@ def main(argv=None) -> None:
         for module in {"sklearn": ["sklearn.metrics"], "faiss": ["faiss"]}.get(args.memory_of, []):
             need(module)
         c = make_centres(args.classes)
-        before = peak()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+        before = status("VmRSS")
         CANDIDATES[args.memory_of](c, count, most, args.depth)
-        print(peak() - before)
+        print(status("VmHWM") - before)
         return
     names, memory = ["ours", *args.candidates], {}
-    for name in names if args.memory else ():  # before this process grows: a child's peak starts at its parent's
+    for name in names if args.memory else ():
         command = [sys.executable, __file__, "--classes", args.classes, "--depth", args.depth, "--memory-of", name]
         memory[name] = int(subprocess.run(map(str, command), check=True, stdout=subprocess.PIPE).stdout)
     c = make_centres(args.classes)
