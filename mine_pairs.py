@@ -98,11 +98,17 @@ def largest_products(x: torch.Tensor, sign: int, below: float, want: int) -> tup
         products = products[products < below]
         if rank < len(products):
             lower = float(products.topk(rank).values[-1])
-    pairs, values = [], []
+    side, pairs, values = min(k, TILE), [], []  # all tiles share memory: freed ones, among kept pairs, leave it in pieces
+    products, mask = x.new_empty(side * side), torch.empty(side * side, dtype=torch.bool, device=x.device)
+    twice = torch.ones(side, side, dtype=torch.bool, device=x.device).tril()  # a pair the other way round, a class itself
     for i, j in itertools.combinations_with_replacement(range(0, k, TILE), 2):
-        tile = (sign * x[i:i + TILE]) @ x[j:j + TILE].T
-        inside = tile >= lower if below == math.inf else (tile >= lower) & (tile < below)
-        where = (inside.triu(1) if i == j else inside).nonzero()  # (n, 2)
+        a, b = x[i:i + TILE], x[j:j + TILE]
+        tile, inside = (v[:len(a) * len(b)].view(len(a), len(b)) for v in (products, mask))
+        torch.mm(a, b.T, out=tile).mul_(sign)
+        tile.masked_fill_(torch.ge(tile, below, out=inside), -math.inf)
+        if i == j:
+            tile.masked_fill_(twice[:len(a), :len(a)], -math.inf)
+        where = torch.ge(tile, max(lower, -9), out=inside).nonzero()  # (n, 2)
         values.append(tile[where[:, 0], where[:, 1]])
         pairs.append(where + where.new_tensor([i, j]))
         if sum(map(len, values)) > 4 * want:
