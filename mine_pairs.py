@@ -98,9 +98,9 @@ def largest_products(x: torch.Tensor, sign: int, below: float, want: int) -> tup
         products = products[products < below]
         if rank < len(products):
             lower = float(products.topk(rank).values[-1])
-    side, pairs, values = min(k, TILE), [], []  # all tiles share memory: freed ones, among kept pairs, leave it in pieces
+    side, pairs, values = min(k, TILE), [], []  # tiles share memory: freed ones, among kept pairs, leave it in pieces
     products, mask = x.new_empty(side * side), torch.empty(side * side, dtype=torch.bool, device=x.device)
-    twice = torch.ones(side, side, dtype=torch.bool, device=x.device).tril()  # a pair the other way round, a class itself
+    twice = torch.ones(side, side, dtype=torch.bool, device=x.device).tril()  # what comes twice, or is one class
     for i, j in itertools.combinations_with_replacement(range(0, k, TILE), 2):
         a, b = x[i:i + TILE], x[j:j + TILE]
         tile, inside = (v[:len(a) * len(b)].view(len(a), len(b)) for v in (products, mask))
