@@ -2,8 +2,8 @@
 and several processes. Nothing of the method.
 
 On one machine a training is one process; `torchrun --nproc-per-node 4 train_diffusion.py ...` makes it four with a GPU
-each, which share every batch. Random numbers are those of the whole batch, so a step is the same up to rounding. Apart
-from that are batch norm, dropout and mixup, which know the images of their own process.
+each, which share every batch. Random numbers are those of the whole batch, so a step is the same up to rounding, but for
+batch norm, dropout and mixup, which each process has for its own images.
 """
 
 import argparse
@@ -96,8 +96,8 @@ def accelerate(model: nn.Module, device, precision: str, compile: bool) -> None:
                     raise
                 except Exception as error:  # of many kinds: no C compiler, an operation it does not know, ...
                     failed.append(error)
-                    print(f"torch.compile failed ({str(error).strip().splitlines()[0]}); going on without it",
-                          file=sys.stderr)
+                    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    print(f"torch.compile failed ({why}); going on without it", file=sys.stderr)
             return eager(*inputs)
     model.forward = torch.autocast(device.type, torch.bfloat16)(forward) if precision == "bf16" else forward
 
