@@ -2,8 +2,8 @@
 and several processes. Nothing of the method.
 
 On one machine a training is one process; `torchrun --nproc-per-node 4 train_diffusion.py ...` makes it four with a GPU
-each, which share every batch. Random numbers are those of the whole batch, so a step is the same up to rounding, but for
-batch norm, dropout and mixup, which each process has for its own images.
+each, which share every batch. Random numbers are those of the whole batch, so a step is the same up to rounding, but
+for batch norm, dropout and mixup, which each process has for its own images.
 """
 
 import argparse
