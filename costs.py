@@ -22,6 +22,7 @@ import torch
 import stage
 from report import pyplot, save_figure
 from sample_scoremix import evaluations
+from training import count_flops
 
 AMOUNTS = {"images": 0, "network_evaluations": 0, "flops": 0}  # where a ledger has none: preparing draws nothing
 ORDER = ["prepare_data", "train_recognizer", "train_diffusion", "mine_pairs", "sample_scoremix", "evaluate", "audit",
@@ -38,18 +39,23 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 
-@torch.no_grad()
-def matrix_rate(device="cpu", dtype=torch.float32, repeats: int = 7) -> float:
-    """FLOP/s of a device at its best: the quicker of a large matrix product and a large 3x3 convolution, medians.
+def yardsticks(device="cpu", dtype=torch.float32) -> dict:
+    """Work of known size, enough to keep a device busy: name -> (function, FLOPs).
 
     Both are products of matrices to the hardware; on some CPUs PyTorch's libraries for the two differ by a factor.
     """
     n, batch = (8192, 64) if torch.device(device).type == "cuda" else (2048, 4)
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    layer = torch.nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    layer = torch.nn.Conv2d(256, 256, 3, padding=1, bias=False, device=device, dtype=dtype).requires_grad_(False)
+    layer.to(memory_format=torch.channels_last)
     x = torch.randn(batch, 256, 56, 56, device=device).to(dtype, memory_format=torch.channels_last)
+    return {"product": (lambda: a @ b, 2 * n ** 3), "convolution": (lambda: layer(x), count_flops(layer, x))}
+
+
+def matrix_rate(device="cpu", dtype=torch.float32, repeats: int = 7) -> float:
+    """FLOP/s of a device at its best: the quicker of its yardsticks, medians."""
     rates = []
-    for flops, work in ((2 * n ** 3, lambda: a @ b), (2 * x.numel() * 256 * 9, lambda: layer(x))):
+    for work, flops in yardsticks(device, dtype).values():
         seconds = []
         for _ in range(repeats + 1):  # the first one warms up
             began = time.perf_counter()
@@ -60,7 +66,7 @@ def matrix_rate(device="cpu", dtype=torch.float32, repeats: int = 7) -> float:
 
 
 def read_runs(paths: list[str]) -> list[dict]:
-    """A dict (stage, name, arguments, derived, cost) for each run that `paths` name or hold, in the stages' order."""
+    """A dict (stage, name, file, arguments, threads, cost) for each run in `paths`, in the stages' order."""
     found, files = [], []
     for path in map(Path, paths):
         if path.is_dir() and not (path / "config.json").exists():  # a folder of runs, then
@@ -72,11 +78,10 @@ def read_runs(paths: list[str]) -> list[dict]:
             cost = json.loads(file.read_text())
             if file.name == "cost.json":
                 config, name = json.loads((file.parent / "config.json").read_text()), file.parent
-                run = {"stage": config["stage"], "arguments": config["arguments"], "derived": config["derived"] or {},
+                run = {"stage": config["stage"], "arguments": config["arguments"],
                        "threads": config["versions"].get("threads")}
             else:
-                run, name = {"stage": "mine_pairs", "arguments": cost["arguments"], "derived": {},
-                             "threads": None}, file
+                run, name = {"stage": "mine_pairs", "arguments": cost["arguments"], "threads": None}, file
                 cost = cost["cost"]
             found.append(run | {"name": str(name), "file": str(file), "cost": dict(AMOUNTS, **cost)})
             if not cost["seconds"] > 0 or not isinstance(cost["device"], str):

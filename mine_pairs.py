@@ -84,6 +84,11 @@ def distances(centres: np.ndarray, mixes: np.ndarray) -> np.ndarray:
     return found.round(9)
 
 
+def alike(cosine: float) -> stage.StageError:
+    return stage.StageError(f"millions of pairs of classes have the distance {1 - cosine:.6f}: these centres do not "
+                            "tell classes apart; train longer")
+
+
 def largest_products(x: torch.Tensor, sign: int, below: float, want: int) -> tuple[np.ndarray, np.ndarray, float]:
     """The pairs (n, 2) of rows of x (K, dim) with lower <= sign * product < below, n about `want`; falling values (n,).
 
@@ -116,8 +121,7 @@ def largest_products(x: torch.Tensor, sign: int, below: float, want: int) -> tup
             lower = float(values.topk(want).values[-1])
             pairs, values = [pairs[values >= lower]], [values[values >= lower]]
             if len(values[0]) > max(2 * want, MOST_MIXES):
-                raise stage.StageError(f"millions of pairs of classes have the distance {1 - sign * lower:.6f}: these "
-                                       "centres do not tell classes apart; train longer")
+                raise alike(sign * lower)
     values, rank = torch.cat(values).sort(descending=True)
     return torch.cat(pairs)[rank].cpu().numpy(), values.cpu().numpy(), lower
 
@@ -145,8 +149,7 @@ def ranked_pairs(centres: np.ndarray, strategy: str, usable, count: int, seed: i
         some = x if len(left) == k else x[torch.from_numpy(left).to(device)]
         pairs, values, lower = largest_products(some, sign, bound + SLACK, want)
         if lower + SLACK >= bound and want > MOST_MIXES:
-            raise stage.StageError(f"millions of pairs of classes have the distance {1 - sign * bound:.6f}: these "
-                                   "centres do not tell classes apart; train longer")
+            raise alike(sign * bound)
         want = min(4 * want, most) if lower + SLACK < bound else 4 * want  # more ties than were wanted
         for cut in [*(values[BAND::BAND].tolist()), lower]:
             if cut + SLACK >= bound:

@@ -256,6 +256,14 @@ def image_generator(seed: int, mix: tuple[str, ...], index: int) -> torch.Genera
     return torch.Generator().manual_seed(stage.seed_of("image", seed, *mix, index))
 
 
+def draw_images(denoise, keys: list, seed: int, shape, device, schedule: Schedule, solver: str, steps: int,
+                eta: float = 0.0, times: list | None = None) -> np.ndarray:
+    """uint8 images (B, H, W, C) by `sample`, each from the noise of its key, (class names, index). shape: (C, H, W)."""
+    generators = [image_generator(seed, mix, index) for mix, index in keys]
+    x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
+    return to_uint8(sample(denoise, x_T, schedule, solver, steps, eta, generators, times))
+
+
 def convex(weights) -> bool:
     return min(weights) >= 0 and abs(sum(weights) - 1) <= 1e-6
 
@@ -357,8 +365,6 @@ def run(args) -> None:
 
     def draw(keys, names, shares, counted=True):
         """Images (B, H, W, C) of the classes in `names`, mixed by `shares`, from the noise of `keys` (mix, index)."""
-        generators = [image_generator(args.seed, mix, index) for mix, index in keys]
-        x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
         y = torch.tensor([[ids[c] for c in mix] for mix in names], device=device)
         denoise = mixed_denoiser(model, schedule, config["predict"], y, shares, args.guidance, not args.guide, args.mix,
                                  args.window)
@@ -366,7 +372,7 @@ def run(args) -> None:
             predict = guide["config"]["predict"]
             weak_denoise = mixed_denoiser(weak, schedule, predict, y, shares, 1.0, False, args.mix, args.window)
             denoise = autoguided(denoise, weak_denoise, args.autoguidance)
-        images = to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, args.eta, generators))
+        images = draw_images(denoise, keys, args.seed, shape, device, schedule, args.solver, args.steps, args.eta)
         calls = evaluations(args.solver, args.steps) * len(keys)
         m = 1 if args.mix == "condition" else len(names[0])
         strong, soft = calls * (m + (args.guidance != 1)), calls * m * bool(args.guide)

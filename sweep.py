@@ -23,9 +23,8 @@ import torch
 import stage
 from audit import consistency
 from report import pyplot, save_figure
-from sample_scoremix import (SOLVERS, convex, draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs,
-                             sample)
-from train_diffusion import Schedule, load_generator, save_grid, to_uint8
+from sample_scoremix import SOLVERS, convex, draw_images, evaluations, mixed_denoiser, read_pairs
+from train_diffusion import Schedule, load_generator, save_grid
 from train_recognizer import centres_of, embed_batch, load_recognizer
 from training import count_flops
 
@@ -107,10 +106,8 @@ def run(args) -> None:
     for a, b in stage.progress(list(itertools.product(grid, grid)), out.dir.name):
         found = []
         for part in (slice(i, i + args.batch) for i in range(0, len(work), args.batch)):
-            noise = [image_generator(args.seed, mix, i) for mix, i in work[part]]  # the same for all weights
             denoise = mixed_denoiser(generator, schedule, config["predict"], y[part], [a, b], mix=args.mix)
-            x_T = draw_noise(noise, shape, device)
-            found.append(to_uint8(sample(denoise, x_T, schedule, args.solver, args.steps, generators=noise)))
+            found.append(draw_images(denoise, work[part], args.seed, shape, device, schedule, args.solver, args.steps))
         found = np.concatenate(found)  # (N, H, W, C)
         z = embed_batch(model, torch.from_numpy(found).permute(0, 3, 1, 2).to(device), of_model["config"])
         cells[a, b] = objective(z.double().cpu().numpy(), labels, sources)

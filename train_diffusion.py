@@ -23,7 +23,7 @@ from torch import nn
 import stage
 from train_recognizer import centres_of, load_recognizer, preprocess
 from training import (accelerate, add_common_flags, count_flops, distribute, fill_defaults, join, learning_rate,
-                      share, train)
+                      rand, share, train)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -369,14 +369,11 @@ def run(args) -> None:
     network = distribute(model, device)
     print(", ".join(f"{k} {v:,}" for k, v in derived.items()), f"on {device}")
 
-    def rand(*shape):
-        return share(torch.rand(args.batch, *shape, device=device))
-
     def step(i, x, y):
         x0 = x.float().div(127.5).sub(1).to(memory_format=torch.channels_last)
         if args.flip:
-            x0 = torch.where(rand(1, 1, 1) < 0.5, x0.flip(3), x0)
-        y = torch.where(rand() < args.label_dropout, model.num_classes, y)
+            x0 = torch.where(rand(len(x), 1, 1, 1, device=device) < 0.5, x0.flip(3), x0)
+        y = torch.where(rand(len(y), device=device) < args.label_dropout, model.num_classes, y)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         loss = diffusion_loss(network, x0, y, schedule, args.predict, more)

@@ -20,7 +20,7 @@ from torch import nn
 
 import stage
 from training import (accelerate, add_common_flags, balanced_indices, count_flops, distribute, fill_defaults,
-                      join, learning_rate, share, train)
+                      join, learning_rate, rand, train)
 
 # arch -> blocks of the four levels, width of the first level, embedding dimension
 ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "ir18": ((2, 2, 2, 2), 64, 512), "ir34": ((3, 4, 6, 3), 64, 512),
@@ -149,11 +149,8 @@ def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
     """Random flip, shift, zoom, rotation, light and low resolution of a batch (B, C, H, W) in [-1, 1]."""
     b, size = len(x), x.shape[-1]
 
-    def rand(*shape):  # (B, *shape)
-        return share(torch.rand(b * stage.world, *shape, device=x.device))
-
-    def uniform(limit, *shape):  # in [-limit, limit]
-        return (2 * rand(*shape) - 1) * limit
+    def uniform(limit, *shape):  # (B, *shape) in [-limit, limit]
+        return (2 * rand(b, *shape, device=x.device) - 1) * limit
     angle, zoom = uniform(ROTATION * math.pi / 180), 1 + uniform(ZOOM)
     mirror = torch.where(uniform(1) < 0, -1.0, 1.0) if flip else torch.ones_like(zoom)
     cos, sin = angle.cos() * zoom, angle.sin() * zoom
@@ -165,7 +162,7 @@ def augment(x: torch.Tensor, flip: bool) -> torch.Tensor:
     x = (x - mean) * (1 + uniform(LIGHT, 1, 1, 1)) + mean + uniform(LIGHT, 1, 1, 1)  # contrast, then brightness
     coarse = F.interpolate(x, size=size // 2, mode="area")
     coarse = F.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
-    x = torch.where(rand(1, 1, 1) < LOW_RESOLUTION, coarse, x)
+    x = torch.where(rand(b, 1, 1, 1, device=x.device) < LOW_RESOLUTION, coarse, x)
     return x.clamp(-1, 1).contiguous(memory_format=torch.channels_last)
 
 

@@ -131,6 +131,11 @@ def share(x: torch.Tensor) -> torch.Tensor:
     return x[stage.rank::stage.world]
 
 
+def rand(b: int, *shape: int, device) -> torch.Tensor:
+    """Uniform numbers (B, *shape) for this process's b rows of a whole batch."""
+    return share(torch.rand(b * stage.world, *shape, device=device))
+
+
 def resident(images: stage.Images, device) -> None:
     """Keep the images on a GPU if they fit in a third of what is free there."""
     if device.type == "cuda" and images.pixels is not None:

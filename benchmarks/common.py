@@ -1,8 +1,9 @@
-"""What the benchmarks share: runs side by side, the machine's matrix rate, one JSON file a question.
+"""What the benchmarks share: flags, runs side by side, one JSON file a question.
 
 A speed here is a ratio of things that took turns in one process on one machine: other programs slow all of them alike.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -20,6 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import stage  # noqa: E402
+
+
+def arguments(doc: str, repeats: int = 0, device: bool = True, out=None) -> argparse.ArgumentParser:
+    """A parser with the flags that scripts share: --repeats (if there is a number), --device, --out."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if repeats:
+        parser.add_argument("--repeats", type=int, default=repeats, help=f"rounds of turns (default: {repeats})")
+    if device:
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--out", type=Path, default=out, help="the JSON file (default: results/benchmarks/NAME.json)")
+    return parser
 
 
 def need(module: str):

@@ -25,14 +25,13 @@ least distance that all have come to, and that each peer and we have; at_least: 
 distance near that of white noise is no image yet.
 """
 
-import argparse
 import itertools
 import math
 import time
 from pathlib import Path
 
 import torch
-from common import ROOT, machine, stage, synchronize, version, write
+from common import ROOT, arguments, machine, stage, synchronize, version, write
 from peers import Ddp, Diffusers, Ours, flops_of, networks
 
 from audit import frechet_distance
@@ -104,15 +103,13 @@ def draw_figure(path: Path, curves: dict, noise: float) -> None:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", nargs="+", required=True)
-    parser.add_argument("--recognizer", required=True)
+    parser = arguments(__doc__, out=ROOT / "results/benchmarks/equal_quality.json")
+    parser.add_argument("--data", nargs="+", required=True, help="image folders to train on")
+    parser.add_argument("--recognizer", required=True, help="run of train_recognizer.py that measures")
     parser.add_argument("--budget", type=float, default=320, help="seconds of training for each")
     parser.add_argument("--every", type=float, default=5, help="seconds of training at the first measurement")
     parser.add_argument("--images", type=int, default=300, help="to draw in a measurement")
     parser.add_argument("--peer-steps", type=int, help="of the peers' drawing (default: as documented, 1,000 and 250)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks/equal_quality.json")
     args = parser.parse_args(argv)
     device = stage.pick_device(args.device)
     torch.set_flush_denormal(True)

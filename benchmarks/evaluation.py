@@ -13,12 +13,10 @@ intervals    Verification.metrics of 2,000 resamples of identities, all pairs: h
              seconds are scaled to --draws. scikit-learn's roc_curve, which sorts at every resample, is the other peer.
 """
 
-import argparse
 import math
-from pathlib import Path
 
 import numpy as np
-from common import machine, ratio, side_by_side, version, write
+from common import arguments, machine, ratio, side_by_side, version, write
 from sklearn.metrics import auc, roc_curve
 
 import evaluate
@@ -114,15 +112,13 @@ def error(ours, theirs) -> float:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, repeats=3, device=False)
     parser.add_argument("--pairs", type=int, default=6000, help="of the list with ten folds")
     parser.add_argument("--people", type=int, default=40, help="of ten images each, all pairs of which are compared")
     parser.add_argument("--templates", type=int, default=2000, help="of about ten images each")
     parser.add_argument("--draws", type=int, default=2000, help="resamples of people")
     parser.add_argument("--plain-draws", type=int, default=2, help="of them by the loop, whose seconds are scaled")
     parser.add_argument("--sorted-draws", type=int, default=100, help="of them by scikit-learn, likewise")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     rng = np.random.default_rng(0)
     same = rng.random(args.pairs) < 0.5

@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from common import machine, need, ratio, side_by_side, version, write
+from common import arguments, machine, need, ratio, side_by_side, version, write
 
 from mine_pairs import LARGE_COUNT, mine
 
@@ -87,14 +87,13 @@ def status(name: str) -> int:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--classes", type=int, default=10_000)
+    parser = arguments(__doc__, repeats=3, device=False)
+    parser.add_argument("--classes", type=int, default=10_000, help="how many (default: 10000)")
     parser.add_argument("--depth", type=int, default=128, help="of faiss's lists")
-    parser.add_argument("--candidates", nargs="*", choices=[*CANDIDATES][1:], default=[*CANDIDATES][1:])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--candidates", nargs="*", choices=[*CANDIDATES][1:], default=[*CANDIDATES][1:],
+                        help="that take turns with ours (default: all)")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure memory as well")
     parser.add_argument("--memory-of", choices=[*CANDIDATES], help="only show the bytes that one candidate takes")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     count = math.ceil(LARGE_COUNT * args.classes)
     most = math.ceil(2 * count / args.classes) + 1

@@ -16,15 +16,14 @@ share_of_traffic_bound the time that a plain copy of as many bytes takes, over t
 fewer bytes, so a compiled network may pass 1. `dearest` are the five operations of most time, by torch.profiler.
 """
 
-import argparse
 import statistics
-from pathlib import Path
 
 import torch
-from common import machine, side_by_side, stage, write
+from common import arguments, machine, side_by_side, stage, write
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+from costs import yardsticks
 from train_diffusion import build, parse_args
 from train_recognizer import IResNet
 from training import count_flops
@@ -77,17 +76,11 @@ def shares(seconds: dict, name: str, units: float, unit: str) -> dict:
     return {"median": statistics.median(each), "min": min(each), "max": max(each)}
 
 
-def yardsticks(device, dtype) -> dict:
-    """Work of known size: name -> (function, FLOPs or, of a copy, bytes)."""
-    n, batch = (8192, 64) if device.type == "cuda" else (2048, 4)  # large enough to keep the device busy
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    x = torch.randn(batch, 256, 56, 56, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
-    conv = torch.nn.Conv2d(256, 256, 3, padding=1, bias=False).requires_grad_(False)
-    conv.to(device, dtype, memory_format=torch.channels_last)
-    source = torch.randn(64 * 2 ** 20, device=device)  # 256 MiB, far beyond every cache
+def copying(device) -> tuple:
+    """A copy far beyond every cache, 256 MiB, and the bytes that it moves."""
+    source = torch.randn(64 * 2 ** 20, device=device)
     target = torch.empty_like(source)
-    return {"product": (lambda: a @ b, 2 * n ** 3), "convolution": (lambda: conv(x), count_flops(conv, x)),
-            "copy": (lambda: target.copy_(source), 2 * source.nbytes)}
+    return lambda: target.copy_(source), 2 * source.nbytes
 
 
 def measure(name: str, args, device, units: dict) -> dict:
@@ -130,20 +123,17 @@ def measure(name: str, args, device, units: dict) -> dict:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, repeats=7)
     parser.add_argument("--networks", nargs="+", choices=["ir18", "ir50", "unet32", "unet112"],
                         help="default: ir18 ir50 unet32, on CUDA unet112 as well")
     parser.add_argument("--batch", type=stage.number(int, 2), default=16, help="images at once")
     parser.add_argument("--compile", action="store_true", help="compiled networks too")
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     device = stage.pick_device(args.device)
     cuda = device.type == "cuda"
     dtype = torch.bfloat16 if cuda else torch.float32
     torch.set_flush_denormal(True)
-    units = yardsticks(device, dtype)
+    units = yardsticks(device, dtype) | {"copy": copying(device)}
     names = args.networks or ["ir18", "ir50", "unet32"] + ["unet112"] * cuda
     rows = {name: measure(name, args, device, units) for name in names}
     write("networks", {"machine": machine(device), "type": str(dtype), "batch": args.batch,

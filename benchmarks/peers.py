@@ -19,8 +19,8 @@ from einops import rearrange, reduce, repeat
 from torch import nn
 
 from sample_scoremix import SMALL as SAMPLER
-from sample_scoremix import draw_noise, image_generator, mixed_denoiser, sample
-from train_diffusion import MAX_GRAD_NORM, Schedule, build, diffusion_loss, parse_args, to_uint8, update_ema
+from sample_scoremix import draw_images, mixed_denoiser
+from train_diffusion import MAX_GRAD_NORM, Schedule, build, diffusion_loss, parse_args, update_ema
 from training import count_flops, learning_rate
 
 ARGS = parse_args("--data . --out . --size 32".split())  # every default of train_diffusion.py --size 32
@@ -122,11 +122,10 @@ class Ours:
         return loss.detach()
 
     def sample(self, y):
-        generators = [image_generator(self.i, (str(c),), k) for k, c in enumerate(y.tolist())]
+        keys = [((str(c),), k) for k, c in enumerate(y.tolist())]
         denoise = mixed_denoiser(self.ema, self.schedule, ARGS.predict, y[:, None], [1.0])
-        x = sample(denoise, draw_noise(generators, self.shape, y.device), self.schedule, "ddpm", self.evaluations,
-                   generators=generators)
-        return torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2)
+        x = draw_images(denoise, keys, self.i, self.shape, y.device, self.schedule, "ddpm", self.evaluations)
+        return torch.from_numpy(x).permute(0, 3, 1, 2)
 
 
 class Diffusers:

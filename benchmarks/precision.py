@@ -7,17 +7,15 @@
 The PSNR of every pair of images that have one name, in dB (255 grey levels); an image that is the same counts 100.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
-from common import machine, stage, write
+from common import arguments, machine, stage, write
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs=2, type=Path)
-    parser.add_argument("--out", type=Path)
+    parser = arguments(__doc__, device=False)
+    parser.add_argument("folders", nargs=2, type=Path, help="of sample_scoremix.py, the same mixes")
     args = parser.parse_args(argv)
     sets = [{p.relative_to(d): stage.decode(p, None).astype(float) for p in d.glob("*/*.png")} for d in args.folders]
     if not sets[0] or sets[0].keys() != sets[1].keys():

@@ -11,13 +11,12 @@ stage.Images keeps what it has decoded in memory if that fits in a third of it, 
 what it does where it does not fit: every batch is decoded anew, by threads.
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, ratio, side_by_side, stage, version, write
+from common import arguments, machine, ratio, side_by_side, stage, version, write
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
@@ -55,11 +54,9 @@ def through(epoch) -> int:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, repeats=5, device=False)
     parser.add_argument("--images", type=int, default=3000)
     parser.add_argument("--size", type=int, default=112, help="pixels a side, in the files and as read")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

@@ -19,14 +19,12 @@ shared   our network, fp32, in each library's sampling loop: only the loops diff
 Networks have random weights. ddp draws noise at every step, and multiplies it by eta = 0; its progress bar is left out.
 """
 
-import argparse
 import copy
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, need, side_by_side, stage, version, write
+from common import arguments, machine, need, side_by_side, stage, version, write
 from einops import rearrange
 from peers import MODULES, ForGaussianDiffusion, against_ours, equal_networks
 
@@ -102,12 +100,9 @@ def fast(name: str, network, how: str, device):
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, repeats=5)
     parser.add_argument("--batch", type=int, default=16, help="images at once")
     parser.add_argument("--steps", type=int, default=25, help="steps of DDIM, a divisor of 1,000")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     device = stage.pick_device(args.device)
     torch.set_flush_denormal(True)

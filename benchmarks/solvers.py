@@ -8,17 +8,16 @@ embedding space: the Frechet distance of the reproductions to the real images, a
 of mixes (mean cosine of two images of a class). Downstream recognition is measured by results/orl/run.sh.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import ROOT, machine, stage, write
+from common import ROOT, arguments, machine, stage, write
 
 from audit import consistency, frechet_distance
 from report import pyplot, save_figure
-from sample_scoremix import draw_noise, evaluations, image_generator, mixed_denoiser, read_pairs, sample, timesteps
-from train_diffusion import Schedule, load_generator, to_uint8
+from sample_scoremix import draw_images, evaluations, mixed_denoiser, read_pairs, timesteps
+from train_diffusion import Schedule, load_generator
 from train_recognizer import class_centres, embed, embed_batch, load_recognizer
 
 MEASURES = {"frechet_distance": "Frechet distance, reproductions to real",
@@ -45,15 +44,14 @@ def draw_figure(path: Path, rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for flag in ("generator", "recognizer", "pairs"):
-        parser.add_argument(f"--{flag}", required=True)
-    parser.add_argument("--data", nargs="+", required=True)
+    parser = arguments(__doc__, out=ROOT / "results/benchmarks/solvers.json")
+    parser.add_argument("--generator", required=True, help="run of train_diffusion.py")
+    parser.add_argument("--recognizer", required=True, help="run of train_recognizer.py that measures")
+    parser.add_argument("--pairs", required=True, help="CSV of mine_pairs.py")
+    parser.add_argument("--data", nargs="+", required=True, help="the real training images")
     parser.add_argument("--mixes", type=int, default=75, help="first pairs of the file")
     parser.add_argument("--per-class", type=int, default=10, help="reproductions of a class; mixes of a pair: 4")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks/solvers.json")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
     args = parser.parse_args()
     device, schedule = stage.pick_device(args.device), Schedule()
     torch.set_flush_denormal(True)
@@ -73,11 +71,10 @@ def main() -> None:
         z, (solver, _, levels) = [], solver.partition("/")
         times = timesteps(schedule, "heun", steps) if levels else None
         for part in (work[i:i + 100] for i in range(0, len(work), 100)):
-            noise = [image_generator(args.seed, mix, i) for mix, i in part]
             y = torch.tensor([[ids[c] for c in mix] for mix, _ in part], device=device)
             denoise = mixed_denoiser(generator, schedule, config["predict"], y, [1 / y.shape[1]] * y.shape[1])
-            x = sample(denoise, draw_noise(noise, shape, device), schedule, solver, steps, 0.0, noise, times)
-            x = torch.from_numpy(to_uint8(x)).permute(0, 3, 1, 2).to(device)
+            x = draw_images(denoise, part, args.seed, shape, device, schedule, solver, steps, times=times)
+            x = torch.from_numpy(x).permute(0, 3, 1, 2).to(device)
             z.append(embed_batch(model, x, of_model["config"]).double().cpu().numpy())
         return np.concatenate(z)
     rows = []

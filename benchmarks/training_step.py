@@ -16,14 +16,12 @@ That they do the same work is checked with our network, the same images, times a
 loss agrees with ours to 1e-5 of it. Peers read every loss, as their scripts do, to log it; ours reads one in a hundred.
 """
 
-import argparse
 import copy
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import machine, need, side_by_side, stage, version, write
+from common import arguments, machine, need, side_by_side, stage, version, write
 from peers import MODULES, Ddp, Diffusers, ForGaussianDiffusion, Ours, against_ours, equal_networks
 
 from train_diffusion import Schedule, diffusion_loss
@@ -67,11 +65,8 @@ def trainer(name: str, network, how: str, device):
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, repeats=5)
     parser.add_argument("--batch", type=int, default=32, help="images a step")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     device = stage.pick_device(args.device)
     torch.set_flush_denormal(True)

@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import stage  # noqa: E402
 from report import pyplot, save_figure  # noqa: E402
-from sample_scoremix import (autoguided, draw_noise, image_generator, load_guide, mixed_denoiser,  # noqa: E402
-                             read_pairs, sample)
-from train_diffusion import Schedule, load_generator, to_uint8  # noqa: E402
+from sample_scoremix import autoguided, draw_images, load_guide, mixed_denoiser, read_pairs  # noqa: E402
+from train_diffusion import Schedule, load_generator  # noqa: E402
 
 
 def show(path: Path, title: str, rows: dict, columns: list[str]) -> None:
@@ -57,15 +56,14 @@ def main(argv=None):
 
     def draw(mixes, solver="ddpm", steps=25, guidance=1.0, auto=None):
         """One image of each mix, a tuple of class names, (B, H, W, C); its noise follows from its first class."""
-        noise = [image_generator(0, mix[:1], 0) for mix in mixes]
-        x_T = draw_noise(noise, (config["channels"], config["size"], config["size"]), device)
         y = torch.tensor([[ids[c] for c in mix] for mix in mixes], device=device)
         lam = [1 / y.shape[1]] * y.shape[1]
         denoise = mixed_denoiser(model, schedule, config["predict"], y, lam, guidance, clip=auto is None)
         if auto is not None:
             weak_denoise = mixed_denoiser(weak, schedule, guide["config"]["predict"], y, lam, clip=False)
             denoise = autoguided(denoise, weak_denoise, auto)
-        return to_uint8(sample(denoise, x_T, schedule, solver, steps, generators=noise))
+        keys, shape = [(mix[:1], 0) for mix in mixes], (config["channels"], config["size"], config["size"])
+        return draw_images(denoise, keys, 0, shape, device, schedule, solver, steps)
     some = [pairs[i] for i in np.linspace(0, len(pairs) - 1, 8).round().astype(int)]
     names = [" + ".join(mix) for mix in some]
     rows = {f"{solver} {steps}": draw(some, solver, steps)

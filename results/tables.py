@@ -44,6 +44,8 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "dpm6": "real + far pairs, DPM-Solver++ with 6 steps",
         "heun32": "real + far pairs, Heun with 32 steps"}  # in the order of the table
 
+PAIRS = [("far", "real"), ("far", "close"), ("far", "random"), ("far", "reproduction"), ("ddpm8", "heun32"),
+         ("ddpm8", "far"), ("ddpm8", "real"), ("dpm6", "ddpm8")]  # compared below the table
 MAIN = list(ARMS)[:5]  # the arms that every fold and seed should have
 
 
@@ -117,6 +119,20 @@ def table(rows: dict, far: str) -> str:
     return "\n".join(lines)
 
 
+def compare(rows: dict, a: str, b: str) -> str:
+    """Markdown: arm a - arm b on the rows of both; how many gain; the interval of seeds alone, for the same people."""
+    common = sorted(k[:2] for k in rows if k[2] == a and (*k[:2], b) in rows)
+    gaps = {k: rows[*k, a]["eer"][0] - rows[*k, b]["eer"][0] for k in common}
+    folds = [np.array([v for k, v in gaps.items() if k[0] == f]) for f in sorted({f for f, _ in common})]
+    rng = np.random.default_rng(0)
+    seeds = np.mean([rng.choice(v, (4000, len(v))).mean(1) for v in folds], axis=0)
+    told_of = [(title, pool(rows, metric, a, b)) for title, metric in (("EER", "eer"), ("1 - TAR", "miss"))]
+    parts = [f"{title} {told(x - y)} ({100 * x[0]:.1f} and {100 * y[0]:.1f})" for title, (x, y) in told_of]
+    low, high = 100 * np.percentile(seeds, [2.5, 97.5])
+    return (f"- {a} - {b}: {', '.join(parts)} points; {sum(v < 0 for v in gaps.values())} of {len(common)} rows have a "
+            f"lower EER; seeds alone leave EER [{low:+.1f}, {high:+.1f}]")
+
+
 def with_steps(rows: dict, steps: str) -> dict:
     """The rows of the arms that were run with so many steps ("": the default), under the names of the arms."""
     parts = {k: k[2].partition("@") for k in rows}
@@ -125,19 +141,15 @@ def with_steps(rows: dict, steps: str) -> dict:
 
 def by_steps(rows: dict, far: str) -> str:
     """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows."""
-    arms = [a for a in ARMS if any(b.startswith(a + "@") for *_, b in rows)]
-    counts = sorted({int(b.split("@")[1]) for *_, b in rows if "@" in b} | {SMALL["steps"]})
-    names = {(a, n): a if n == SMALL["steps"] else f"{a}@{n}" for a in arms for n in counts}
-    arms = [a for a in arms if all(any(b == names[a, n] for *_, b in rows) for n in counts)]  # run with all of them
-    names = {k: v for k, v in names.items() if k[0] in arms}
-    common = [k for k in {k[:2] for k in rows} if all((*k, name) in rows for name in names.values())]
+    tables = {int(n or SMALL["steps"]): with_steps(rows, n) for n in {b.partition("@")[2] for *_, b in rows} | {""}}
+    arms = [a for a in ARMS if all(any(a == b for *_, b in some) for some in tables.values())]  # run with all of them
+    common = [k for k in {k[:2] for k in rows} if all((*k, a) in some for a in arms for some in tables.values())]
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
-    if not common:
+    if not arms or not common:
         return "No fold and seed has every number of steps yet."
-    for n in counts:
-        cells = [f"{100 * np.mean([rows[*k, names[a, n]][m][0] for k in common]):.1f}"
-                 for a in arms for m in ("eer", "miss")]
+    for n, some in sorted(tables.items()):
+        cells = [f"{100 * np.mean([some[*k, a][m][0] for k in common]):.1f}" for a in arms for m in ("eer", "miss")]
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {sorted(common)}."])
 
@@ -192,10 +204,9 @@ def main(argv=None):
              "over seeds within a fold; in brackets 95 % intervals that resample identities and seeds (with one seed a "
              "fold, identities alone). A seed is one of the retraining: the recogniser for mining, the generator and "
              "the images are one of each a fold."]
-    if any(a == "far" for *_, a in rows) and any(a == "close" for *_, a in rows):
-        far_close = [np.subtract(*pool(rows, metric, "far", "close")) for metric in ("eer", "miss")]
-        lines.append(f"far - close: EER {told(far_close[0])}, 1 - TAR {told(far_close[1])} points.")
-    lines += [f"Not run: {', '.join(missing)}."] if missing else []
+    pairs = [(a, b) for a, b in PAIRS if any({(*k[:2], a), (*k[:2], b)} <= rows.keys() for k in rows)]
+    lines += ["", *(compare(rows, a, b) for a, b in pairs)]
+    lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
     others = {a.partition("@")[2] for *_, a in rows} - {""}
     for n in sorted(others, key=int):
         some = with_steps(rows, n)
