@@ -1,8 +1,10 @@
-# make demo: the whole method on the AT&T faces.   make test: all the tests.   make results-orl: more rows.
+# make demo: the whole method on the AT&T faces.   make test: all the tests.   make results-orl, -lfw, ...: more rows.
 # PY=python3 uses an environment that you have and installs nothing. Otherwise one is made, which VENV=DIR moves; it is
-# keyed by requirements.txt, so a changed requirement makes a new one. ORL=DIR reads the faces from DIR.
+# keyed by requirements.txt, so a changed requirement makes a new one. ORL=DIR, LFW=DIR, OMNIGLOT=DIR say where data are.
 
-.PHONY: demo test clean results-orl kills
+SETS := results-orl results-lfw results-omniglot results-omniglot-5
+
+.PHONY: demo test clean kills $(SETS)
 .NOTPARALLEL:
 .DEFAULT_GOAL := demo
 
@@ -32,8 +34,8 @@ demo: $(RUNS)/report/results.json
 test: | $(ENV)
 	$(PY) -m pytest -q tests
 
-results-orl: | $(ENV)  # rows of the five main arms that are not there yet; all take three hours on two cores
-	PY=$(PY) results/orl/run.sh
+$(SETS): results-%: | $(ENV)  # the rows of the five main arms that are not there yet: hours on two cores
+	PY=$(PY) results/$*/run.sh
 
 kills: | $(ENV)  # kill -9 at 60 random moments of the stages, and the same bytes in the end; five minutes
 	$(PY) tests/kill.py --kills 60 --out results/kills.md

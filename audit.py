@@ -26,12 +26,14 @@ from training import count_flops
 TITLES = {"consistency": "consistency: mean cosine within a class",
         "similarity_to_sources": "mean cosine to the centres of the sources",
         "sources_are_nearest": "share whose nearest centres are the sources",
+        "loss": "cross-entropy over the centres at scale 32, the sources in equal shares",
         "frechet_distance": "Frechet distance to half of the real images (real: of the other half)",
         "contrast": "contrast: standard deviation of the pixels, grey levels",
         "distance_to_nearest_embedding": "distance to the nearest training image, embedding, median (real: class-mate)",
         "nearer_than_classmates_embedding": "share nearer to it than its class-mates are, embedding",
         "distance_to_nearest_pixels": "distance to the nearest training image, pixels, median (real: class-mate)",
         "nearer_than_classmates_pixels": "share nearer to it than its class-mates are, pixels"}
+SCALE = 32  # of the cosines in the loss, that of our small recognisers
 THUMBNAIL = 32  # pixels a side in which images are compared pixel by pixel
 
 
@@ -99,6 +101,17 @@ def sources_nearest(z: torch.Tensor, sources: np.ndarray, centres: torch.Tensor,
     order = sources.shape[1]
     best = torch.cat([(part @ centres.T).topk(order).indices for part in z.split(block)])
     return float((best.sort().values == torch.from_numpy(sources).sort().values).all(1).float().mean())
+
+
+def source_loss(z: torch.Tensor, sources: np.ndarray, centres: torch.Tensor, block: int = 4096) -> float:
+    """The loss of a recogniser whose classifier are the centres (K, dim), on images z (N, dim) of sources (N, M).
+
+    Mean cross-entropy of softmax(SCALE cos) to the M sources, 1/M each; at best log M, for an image midway of them.
+    """
+    total = 0.0
+    for part, source in zip(z.split(block), torch.from_numpy(sources).split(block)):
+        total -= F.log_softmax(SCALE * part @ centres.T, 1).gather(1, source).mean(1).sum().item()
+    return total / len(z)
 
 
 def thumbnails(images: stage.Images) -> torch.Tensor:
@@ -174,10 +187,12 @@ def run(args) -> None:
     mine, other = np.array_split(za[shuffle(len(za))], 2)  # three samples of equal counts, for equal bias
     count = min(len(mine), len(other), len(zb))
     sample = zb[shuffle(len(zb))[:count]]
+    middles = torch.from_numpy(centres).float()
     report = {  # name -> (the mixed folder, the same for the real images)
         "consistency": (consistency(zb, y_made), consistency(za, y_real)),
         "similarity_to_sources": (float(np.einsum("nd,nmd->nm", zb, centres[sources]).mean()), None),
-        "sources_are_nearest": (sources_nearest(z_made, sources, torch.from_numpy(centres).float()), None),
+        "sources_are_nearest": (sources_nearest(z_made, sources, middles), None),
+        "loss": (source_loss(z_made, sources, middles), source_loss(z_real, y_real[:, None], middles)),
         "frechet_distance": (frechet_distance(mine[:count], sample), frechet_distance(mine[:count], other[:count])),
         "contrast": (contrast(made), contrast(real))}
     small = thumbnails(real)

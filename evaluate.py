@@ -27,7 +27,7 @@ import report
 import stage
 import testsets
 from testsets import Embeddings, TestSet
-from train_recognizer import ARCHS, embed, load_recognizer
+from train_recognizer import ARCHS, OURS, embed, load_recognizer
 from training import count_flops
 
 RANKS, VOID = (1, 5, 20), 0.05  # VOID: the share of resamples that may lack genuine or impostor pairs
@@ -42,7 +42,7 @@ def parse_args(argv=None):
                    help="other systems: `embeddings` (N, D) and `paths` (N,) as the lists have them; of folders "
                    "<class>/<image>, probe/<class>/<image>, gallery/<class>/<image>")
     g.add_argument("--save-embeddings", action="store_true", help="write OUT/embeddings-<model>.npz, such a file")
-    g.add_argument("--arch", choices=[a for a in ARCHS if a != "small"],
+    g.add_argument("--arch", choices=[a for a in ARCHS if a not in OURS],
                    help="for public weights, a state dict with InsightFace's key names: its backbone")
     g.add_argument("--bgr", action="store_true", help="public weights that take blue first (default: red first)")
     g.add_argument("--mean", type=stage.number(float, 0, 255), default=127.5,

@@ -73,9 +73,9 @@ def parse_args(argv=None):
         if kind == "lfw":
             p.add_argument("--min-images", type=stage.number(int, 1), default=4, metavar="N",
                            help="leave out people with fewer images (default: 4)")
-        if kind == "omniglot":
-            p.add_argument("--per-class", type=stage.number(int, 1), default=20, metavar="N",
-                           help="images of each character, the first N by name (default: all 20)")
+        if kind in ("folder", "lfw", "omniglot"):
+            p.add_argument("--per-class", type=stage.number(int, 1), metavar="N",
+                           help="keep the first N images of each class, by name (default: all)")
         if kind == "pairs":
             p.add_argument("--list", metavar="FILE", help="the list (default: SRC/pairs.txt)")
         size = {"type": stage.number(int, 8, 1024)}
@@ -149,6 +149,16 @@ def split_by_class(classes: list[str], amount: float, seed: int) -> set[str]:
     return set(random.Random(stage.seed_of("split", seed)).sample(classes, count))
 
 
+def first(n: int | None, names: list[str], labels: list[str], images: list) -> tuple[list, list, list]:
+    """The first n images of every class, in the order given; all without n."""
+    seen, keep = Counter(), []
+    for i, label in enumerate(labels):
+        seen[label] += 1
+        if n is None or seen[label] <= n:
+            keep.append(i)
+    return tuple([column[i] for i in keep] for column in (names, labels, images))
+
+
 def split(args, names: list[str], labels: list[str], images: list, test: set[str]) -> tuple[dict, dict]:
     """Targets train|test/<class>/<name>, and split.json. names, labels (classes), images: of every image."""
     found = {}
@@ -175,12 +185,10 @@ def from_folders(args, source: Path) -> tuple[dict, dict]:
             for alphabet in alphabets:
                 classes, paths, labels = stage.scan([alphabet])
                 classes = [f"{alphabet.name}.{c}" for c in classes]
-                images = [(p.stem, classes[i], p) for k, (p, i) in enumerate(zip(paths, labels))
-                          if k - labels.index(i) < args.per_class]
-                for kept, more in zip(found, zip(*images)):
+                for kept, more in zip(found, ([p.stem for p in paths], [classes[i] for i in labels], paths)):
                     kept += more
                 test |= set(classes) if part == "images_evaluation" else set()
-        return split(args, *found, test)
+        return split(args, *first(args.per_class, *found), test)
     classes, paths, labels = list_orl(source) if args.source == "orl" else stage.scan([source])
     labels = [classes[i] for i in labels]
     if args.source == "lfw":
@@ -189,7 +197,7 @@ def from_folders(args, source: Path) -> tuple[dict, dict]:
         classes = sorted(enough)
     test = ({f"s{10 * args.fold + i}" for i in range(1, 11)} if args.source == "orl" else
             split_by_class(classes, args.test_classes, args.seed))
-    return split(args, [p.stem for p in paths], labels, paths, test)
+    return split(args, *first(getattr(args, "per_class", None), [p.stem for p in paths], labels, paths), test)
 
 
 def from_rec(args, source: Path) -> tuple[dict, dict]:

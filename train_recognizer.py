@@ -23,9 +23,11 @@ from training import (accelerate, add_common_flags, balanced_indices, count_flop
                       join, learning_rate, rand, train)
 
 # arch -> blocks of the four levels, width of the first level, embedding dimension
-ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "ir18": ((2, 2, 2, 2), 64, 512), "ir34": ((3, 4, 6, 3), 64, 512),
+ARCHS = {"small": ((1, 1, 1, 1), 16, 128), "medium": ((2, 2, 2, 2), 16, 128),
+         "ir18": ((2, 2, 2, 2), 64, 512), "ir34": ((3, 4, 6, 3), 64, 512),
          "ir50": ((3, 4, 14, 3), 64, 512), "ir101": ((3, 13, 30, 3), 64, 512)}
-SMALL = dict(steps=5000, batch=32, lr=0.1, margin=0.3, scale=32.0)  # defaults of `small`
+OURS = ("small", "medium")  # for small images, on a CPU; the others are InsightFace's
+SMALL = dict(steps=5000, batch=32, lr=0.1, margin=0.3, scale=32.0)  # defaults of those
 LARGE = dict(steps=30_000, batch=256, lr=0.1, margin=0.5, scale=64.0)  # defaults of the others
 MARGIN_WARMUP = 0.2  # share of the steps in which the margin rises to --margin
 MOMENTUM, WEIGHT_DECAY, MAX_GRAD_NORM = 0.9, 5e-4, 5.0
@@ -36,7 +38,7 @@ LIGHT, LOW_RESOLUTION = 0.25, 0.2  # brightness and contrast by up to this share
 def parse_args(argv=None):
     parser = stage.Parser(__doc__)
     add_common_flags(parser)
-    g = parser.add_argument_group("model and loss (defaults: small | others)")
+    g = parser.add_argument_group("model and loss (defaults: small, medium | others)")
     g.add_argument("--arch", choices=list(ARCHS), help="backbone (default: small up to 64 pixels, ir50 above)")
     g.add_argument("--init", metavar="MODEL", help="start from this recogniser, backbone and shared head rows")
 
@@ -44,7 +46,7 @@ def parse_args(argv=None):
         g.add_argument(f"--{name}", type=stage.number(kind, low, high), help=f"{text} ({SMALL[name]} | {LARGE[name]})")
     add("margin", float, 0, math.pi / 2, "angular margin m in radians")
     add("scale", float, 1, 1e4, "scale s of the cosines")
-    g = parser.add_argument_group("training (defaults: small | others)")
+    g = parser.add_argument_group("training (defaults: small, medium | others)")
     add("steps", int, 1, 1e12, "SGD steps")
     add("batch", int, 2, 1e6, "images a step")
     add("lr", float, 0, 1e38, "peak learning rate")
@@ -54,7 +56,7 @@ def parse_args(argv=None):
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches, augmentation (default: 0)")
     args = parser.parse_args(argv)
     args.arch = args.arch or ("small" if args.size <= 64 else "ir50")
-    fill_defaults(args, SMALL if args.arch == "small" else LARGE)
+    fill_defaults(args, SMALL if args.arch in OURS else LARGE)
     if args.size % 16:
         raise stage.StageError(f"--size {args.size} must be a multiple of 16: the backbone halves it four times")
     return args

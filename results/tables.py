@@ -3,9 +3,11 @@
     python results/tables.py results/orl
 
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
-        FOLDER/audit/<fold>-<arm>.json: the audit.json of audit.py of the arm's images, where there are any.
-Writes  FOLDER/table.md, FOLDER/results.csv (a line a row), FOLDER/gain.png. An arm called far@2500 is `far` with 2,500
-        steps of the recogniser instead of the default; a number of steps with three arms or more gets its own table.
+        FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
+        mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
+Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row, as fractions; FOLDER/gain.png, and
+        distance.png and amount.png where arms differ by that. An arm called far@2500 is `far` with 2,500 steps of the
+        recogniser instead of the set's own; a number of steps with three arms or more gets its own table.
 
 Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
 retraining: within a fold the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same
@@ -27,15 +29,20 @@ import stage  # noqa: E402
 from audit import TITLES  # noqa: E402
 from evaluate import measurable  # noqa: E402
 from report import pyplot, save_figure  # noqa: E402
-from train_recognizer import SMALL  # noqa: E402
 
 ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
         "close": "real + close pairs", "reproduction": "real + reproductions",
-        "auggen": "real + AugGen (random pairs, condition mix)", "triplet": "real + far triplets",
+        "auggen": "real + AugGen (random pairs, condition mix)",
+        "auggen-double": "real + AugGen, twice the images (ScoreMix's evaluations)",
+        "larger": "real, backbone of twice the depth", "mixup": "real with mixup",
         "condition-far": "real + pairs far in the condition space",
         "condition-close": "real + pairs close in the condition space",
+        "triplet": "real + far triplets", "half": "real + half as many far pairs",
+        "double": "real + twice as many far pairs", "quadruple": "real + four times as many far pairs",
+        "backbone": "real + far pairs, mined by the deeper backbone",
+        "remined": "real + far pairs, mined by the recogniser of real + far pairs",
         "continued": "real + far pairs, continued from real (twice the steps)",
-        "mixup": "real with mixup", "dirichlet": "real + far pairs, weights from Dirichlet(2)",
+        "dirichlet": "real + far pairs, weights from Dirichlet(2)",
         "window": "real + far pairs, mixed at noise levels above 0.5 alone",
         "autoguided": "real + far pairs, autoguidance 1.5",
         "frozen": "real + far pairs, generator with frozen conditions",
@@ -44,9 +51,23 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "dpm6": "real + far pairs, DPM-Solver++ with 6 steps",
         "heun32": "real + far pairs, Heun with 32 steps"}  # in the order of the table
 
-PAIRS = [("far", "real"), ("far", "close"), ("far", "random"), ("far", "reproduction"), ("ddpm8", "heun32"),
-         ("ddpm8", "far"), ("ddpm8", "real"), ("dpm6", "ddpm8")]  # compared below the table
 MAIN = list(ARMS)[:5]  # the arms that every fold and seed should have
+CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"), "ScoreMix >= AugGen": ("far", "auggen"),
+          "ScoreMix >= deeper backbone on real": ("far", "larger")}  # of the paper
+PAIRS = [("far", "random"), ("far", "reproduction"), ("far", "auggen-double"), ("far", "mixup"), ("far", "triplet"),
+         ("far", "condition-far"), ("condition-far", "condition-close"), ("far", "ddpm25"), ("far", "heun32"),
+         ("far", "dpm6"), ("double", "far"), ("quadruple", "far"), ("far", "half"), ("backbone", "far"),
+         ("remined", "far"), ("continued", "far")]  # compared as well
+METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
+FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "rows"]
+
+
+class Numbers(list):
+    """The lines of results.csv, fractions: every number that a table shows was put here."""
+
+    def add(self, what: str, value: float, **fields) -> float:
+        self.append({"what": what, "value": value} | fields)
+        return value
 
 
 def read_rows(folder: Path) -> tuple[dict, str]:
@@ -90,17 +111,32 @@ def pool(rows: dict, metric: str, *arms: str) -> np.ndarray:
     return np.mean(folds, axis=0) if folds else np.full((len(arms), 2), np.nan)
 
 
+def interval(x: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of [value, draws]."""
+    return tuple(np.nanpercentile(x[1:], [2.5, 97.5]).tolist())
+
+
 def told(x: np.ndarray, unit: str = "") -> str:
     """A difference and its interval, as +1.2 [+0.3, +2.1], of [value, draws], in hundredths."""
-    if np.isnan(x[0]):
-        return ""  # nothing to compare
-    low, high = np.nanpercentile(x[1:], [2.5, 97.5])
+    low, high = interval(x)
     return f"{100 * x[0]:+.1f}{unit} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def table(rows: dict, far: str) -> str:
+def differ(rows: dict, metric: str, a: str, b: str, numbers: Numbers, steps: int) -> list[np.ndarray] | None:
+    """[a - b, the share of b's errors that a has fewer], each [value, draws], on the rows of both; None without any."""
+    x, y = pool(rows, metric, a, b)
+    if np.isnan(x[0]):
+        return None
+    found, count = [x - y, 1 - x / y], sum((*k[:2], b) in rows for k in rows if k[2] == a)
+    for what, v in zip(("difference", "fewer errors"), found):
+        low, high = interval(v)
+        numbers.add(what, v[0], arm=a, against=b, steps=steps, metric=metric, low=low, high=high, rows=count)
+    return found
+
+
+def table(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
     """Markdown: a row an arm, in percent; mean and std over the seeds, difference to real with its interval."""
-    title = {"eer": "EER %", "miss": f"1 - TAR@FAR={far} %", "auc": "AUC %", "rank1": "rank-1 %"}
+    title = {k: f"{v}@FAR={far} %" if k == "miss" else f"{v} %" for k, v in METRICS.items()}
     lines = ["| trained on | rows | " + " | ".join(
         f"{t} | difference to real | fewer errors" if k in ("eer", "miss") else t for k, t in title.items()) + " |"]
     lines.append("|---" * (lines[0].count("|") - 1) + "|")
@@ -109,39 +145,64 @@ def table(rows: dict, far: str) -> str:
         cells = [ARMS[arm], str(len(keys))]
         for metric in title:
             of_fold = {f: [rows[k][metric][0] for k in keys if k[0] == f] for f, _, _ in keys}
-            mean = np.mean([np.mean(v) for v in of_fold.values()])
-            spread = [np.var(v, ddof=1) for v in of_fold.values() if len(v) > 1]
-            cells.append(f"{100 * mean:.1f}" + (f" ± {100 * np.sqrt(np.mean(spread)):.1f}" if spread else ""))
+            mean, std = np.mean([np.mean(v) for v in of_fold.values()]), ""
+            if spread := [np.var(v, ddof=1) for v in of_fold.values() if len(v) > 1]:
+                std = np.sqrt(np.mean(spread))
+            numbers.add("mean", mean, std=std, arm=arm, steps=steps, metric=metric, rows=len(keys))
+            cells.append(f"{100 * mean:.1f}" + (f" ± {100 * std:.1f}" if spread else ""))
             if metric in ("eer", "miss"):
-                ours, real = pool(rows, metric, arm, "real")
-                cells += ["", ""] if arm == "real" else [told(ours - real), told(1 - ours / real, " %")]
+                found = differ(rows, metric, arm, "real", numbers, steps) if arm != "real" else None
+                cells += [told(found[0]), told(found[1], " %")] if found else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def compare(rows: dict, a: str, b: str) -> str:
+def claims(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
+    """Markdown: of each ordering of the paper, whether it holds: whether the interval of the difference lacks zero."""
+    lines = [f"| the paper's order | points of EER | | points of 1 - TAR@FAR={far} | |", "|---" * 5 + "|"]
+    for claim, (a, b) in CLAIMS.items():
+        cells = []
+        for metric in ("eer", "miss"):
+            found = differ(rows, metric, a, b, numbers, steps)
+            low, high = interval(found[0]) if found else (-1, 1)
+            verdict = "**holds**" if high < 0 else "**does not hold**" if low > 0 else "cannot be told"
+            cells += [told(found[0]), verdict] if found else ["", "not run"]
+        lines.append(f"| {claim} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def compare(rows: dict, a: str, b: str, numbers: Numbers, steps: int) -> str:
     """Markdown: arm a - arm b on the rows of both; how many gain; the interval of seeds alone, for the same people."""
+    found = {m: differ(rows, m, a, b, numbers, steps) for m in ("eer", "miss")}
     common = sorted(k[:2] for k in rows if k[2] == a and (*k[:2], b) in rows)
+    fields = {"arm": a, "against": b, "steps": steps, "rows": len(common)}
     gaps = {k: rows[*k, a]["eer"][0] - rows[*k, b]["eer"][0] for k in common}
     folds = [np.array([v for k, v in gaps.items() if k[0] == f]) for f in sorted({f for f, _ in common})]
-    rng = np.random.default_rng(0)
+    rng, gain = np.random.default_rng(0), sum(v < 0 for v in gaps.values())
     seeds = np.mean([rng.choice(v, (4000, len(v))).mean(1) for v in folds], axis=0)
-    told_of = [(title, pool(rows, metric, a, b)) for title, metric in (("EER", "eer"), ("1 - TAR", "miss"))]
-    parts = [f"{title} {told(x - y)} ({100 * x[0]:.1f} and {100 * y[0]:.1f})" for title, (x, y) in told_of]
-    low, high = 100 * np.percentile(seeds, [2.5, 97.5])
-    return (f"- {a} - {b}: {', '.join(parts)} points; {sum(v < 0 for v in gaps.values())} of {len(common)} rows have a "
-            f"lower EER; seeds alone leave EER [{low:+.1f}, {high:+.1f}]")
+    low, high = np.percentile(seeds, [2.5, 97.5])
+    told_of = []
+    for metric, v in found.items():
+        x, y = (pool(rows, metric, a, b)[i, 0] for i in (0, 1))
+        numbers.add("mean of common rows", x, **fields | {"metric": metric})
+        numbers.add("mean of common rows", y, **fields | {"metric": metric, "arm": b, "against": a})
+        told_of.append(f"{METRICS[metric]} {told(v[0])} ({100 * x:.1f} and {100 * y:.1f})")
+    numbers.add("rows that gain", gain, **fields, metric="eer")
+    gap = np.mean([v.mean() for v in folds])
+    numbers.add("difference, seeds alone", gap, **fields, metric="eer", low=low, high=high)
+    return (f"- {a} - {b}: {', '.join(told_of)} points; {gain} of {len(common)} rows have a lower EER; "
+            f"seeds alone leave EER [{100 * low:+.1f}, {100 * high:+.1f}]")
 
 
 def with_steps(rows: dict, steps: str) -> dict:
-    """The rows of the arms that were run with so many steps ("": the default), under the names of the arms."""
+    """The rows of the arms that were run with so many steps ("": the set's own), under the names of the arms."""
     parts = {k: k[2].partition("@") for k in rows}
-    return {(*k[:2], arm): rows[k] for k, (arm, _, n) in parts.items() if n == steps}
+    return {(*k[:2], parts[k][0]): row for k, row in rows.items() if parts[k][2] == steps}
 
 
-def by_steps(rows: dict, far: str) -> str:
+def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
     """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows."""
-    tables = {int(n or SMALL["steps"]): with_steps(rows, n) for n in {b.partition("@")[2] for *_, b in rows} | {""}}
+    tables = {int(n or own): with_steps(rows, n) for n in {b.partition("@")[2] for *_, b in rows} | {""}}
     arms = [a for a in ARMS if all(any(a == b for *_, b in some) for some in tables.values())]  # run with all of them
     common = [k for k in {k[:2] for k in rows} if all((*k, a) in some for a in arms for some in tables.values())]
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
@@ -149,25 +210,31 @@ def by_steps(rows: dict, far: str) -> str:
     if not arms or not common:
         return "No fold and seed has every number of steps yet."
     for n, some in sorted(tables.items()):
-        cells = [f"{100 * np.mean([some[*k, a][m][0] for k in common]):.1f}" for a in arms for m in ("eer", "miss")]
-        lines.append(f"| {n:,} | {' | '.join(cells)} |")
+        means = [numbers.add("mean by steps", np.mean([some[*k, a][m][0] for k in common]), arm=a, steps=n, metric=m,
+                             rows=len(common)) for a in arms for m in ("eer", "miss")]
+        lines.append(f"| {n:,} | {' | '.join(f'{100 * v:.1f}' for v in means)} |")
     return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {sorted(common)}."])
 
 
-def quality(folder: Path) -> str:
-    """Markdown: what audit.py found in the images of each arm, and in the real images, on the mean of the folds."""
-    found = {}  # arm -> the folds' reports
+def read_reports(folder: Path) -> dict:
+    """Arm -> the JSON files <unit>-<arm>.json of a folder."""
+    found = {}
     for path in sorted(folder.glob("*.json")):
         found.setdefault(path.stem.split("-", 1)[1], []).append(json.loads(path.read_text()))
-    arms = [a for a in ARMS if a in found]
-    if not arms:
-        raise stage.StageError(f"{folder} holds no audits of known arms; delete it, or run results/orl/run.sh")
-    heads = [a if len(found[a]) == max(map(len, found.values())) else f"{a} ({len(found[a])} fold)" for a in arms]
-    lines = ["| images | real | " + " | ".join(heads) + " |", "|---" * (len(arms) + 2) + "|"]
-    for name, title in TITLES.items():
-        real = [r[name]["real"] for r in found[arms[0]]]
-        cells = ["" if None in real else f"{np.mean(real):.3f}"]
-        cells += [f"{np.mean([r[name]['mixed'] for r in found[a]]):.3f}" for a in arms]
+    return {a: found[a] for a in ARMS if a in found}
+
+
+def quality(found: dict, numbers: Numbers) -> str:
+    """Markdown: what audit.py found in the images of each arm, and in the real images, on the mean of the units."""
+    heads = [a if len(found[a]) == max(map(len, found.values())) else f"{a} ({len(found[a])} of them)" for a in found]
+    lines = ["| images | real | " + " | ".join(heads) + " |", "|---" * (len(found) + 2) + "|"]
+    known = set.intersection(*(set(r) for reports in found.values() for r in reports))  # audits may be of old versions
+    for name, title in ((k, v) for k, v in TITLES.items() if k in known):
+        real = [r[name]["real"] for r in next(iter(found.values()))]
+        cells = ["" if None in real else f"{numbers.add('audit', np.mean(real), arm='real', metric=name):.3f}"]
+        for arm, reports in found.items():
+            mean = numbers.add("audit", np.mean([r[name]["mixed"] for r in reports]), arm=arm, metric=name)
+            cells.append(f"{mean:.3f}")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -175,7 +242,8 @@ def quality(folder: Path) -> str:
 def draw_gain(path: Path, rows: dict, far: str) -> None:
     """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
     arms = [a for a in ARMS if a != "real" and any(a == b for _, _, b in rows)]
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    height = 0.6 + 0.25 * max(len(arms), 8)
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, height), layout="constrained", sharey=True)
     for axis, metric, title in zip(axes, ("eer", "miss"), ("EER", f"1 - TAR@FAR={far}")):
         for y, arm in enumerate(arms):
             pairs = sorted((f, s) for f, s, a in rows if a == arm and (f, s, "real") in rows)
@@ -183,12 +251,25 @@ def draw_gain(path: Path, rows: dict, far: str) -> None:
             axis.scatter(gaps, np.linspace(y + 0.1, y + 0.4, len(gaps)), 12, [f"C{f}" for f, _ in pairs])
             if not pairs:
                 continue
-            ours, real = pool(rows, metric, arm, "real")
-            low, high = 100 * np.nanpercentile((ours - real)[1:], [2.5, 97.5])
-            axis.plot([low, high], [y, y], "k-", [100 * (ours - real)[0]], [y], "ks")
+            gap = np.subtract(*pool(rows, metric, arm, "real"))
+            axis.plot(100 * np.array(interval(gap)), [y, y], "k-", 100 * gap[:1], [y], "ks")
         axis.axvline(0, color="gray", lw=1)
         axis.set(title=title, xlabel="points; left: fewer errors",
                  yticks=range(len(arms)), yticklabels=[ARMS[a] for a in arms])
+    axes[0].invert_yaxis()
+    save_figure(figure, path)
+
+
+def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> None:
+    """A figure: the change of the errors against `real`, with intervals, over a number that each arm of places has."""
+    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axis, metric, title in zip(axes, ("eer", "miss"), ("EER", f"1 - TAR@FAR={far}")):
+        for arm, x in places.items():
+            gap = 100 * np.subtract(*pool(rows, metric, arm, "real"))
+            axis.plot([x, x], interval(gap), "C0-", [x], gap[:1], "C0s")
+            axis.annotate(f" {arm}", (x, gap[0]))
+        axis.axhline(0, color="gray", lw=1)
+        axis.set(title=title, xlabel=label, ylabel="points against real; below: fewer errors")
     save_figure(figure, path)
 
 
@@ -199,34 +280,53 @@ def main(argv=None):
     folder = parser.parse_args(argv).folder
     rows, far = read_rows(folder / "rows")
     folds, seeds = sorted({k[0] for k in rows}), sorted({k[1] for k in rows})
+    logs = sorted((folder / "rows").glob("*-real.jsonl"))
+    steps = json.loads(logs[0].read_text().splitlines()[-1])["step"] if logs else 0
     missing = [f"{f}-{s}-{a}" for a in MAIN for f in folds for s in seeds if (f, s, a) not in rows]
-    lines = [table(rows, far), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}. In percent: mean over folds ± std "
-             "over seeds within a fold; in brackets 95 % intervals that resample identities and seeds (with one seed a "
-             "fold, identities alone). A seed is one of the retraining: the recogniser for mining, the generator and "
-             "the images are one of each a fold."]
-    pairs = [(a, b) for a, b in PAIRS if any({(*k[:2], a), (*k[:2], b)} <= rows.keys() for k in rows)]
-    lines += ["", *(compare(rows, a, b) for a, b in pairs)]
+    numbers, own = Numbers(), with_steps(rows, "")
+    for (fold, seed, arm), row in sorted(rows.items()):
+        name, _, n = arm.partition("@")
+        for metric in METRICS:
+            numbers.add("row", row[metric][0], arm=name, steps=int(n or steps), fold=fold, seed=seed, metric=metric)
+    lines = [table(own, far, numbers, steps), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}, {steps:,} steps of "
+             "the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % intervals "
+             "that resample identities and seeds (with one seed a fold, identities alone).", "",
+             claims(own, far, numbers, steps), ""]
+    lines += [compare(own, a, b, numbers, steps) for a, b in [*CLAIMS.values(), *PAIRS]
+              if any({(*k[:2], a), (*k[:2], b)} <= own.keys() for k in own)]
+    never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
     lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
+    lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []
     others = {a.partition("@")[2] for *_, a in rows} - {""}
     for n in sorted(others, key=int):
         some = with_steps(rows, n)
         if len({a for *_, a in some}) > 2:
-            lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far)]
+            lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far, numbers, int(n))]
     if others:
-        lines += ["", by_steps(rows, far)]
-    if (folder / "audit").is_dir():
-        lines += ["", "What the mixed images are like, through the real recogniser (audit.py), mean of the folds:", "",
-                  quality(folder / "audit")]
+        lines += ["", by_steps(rows, far, numbers, steps)]
+    if audits := read_reports(folder / "audit"):
+        lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
+                  quality(audits, numbers)]
+    draw_gain(folder / "gain.png", rows, far)
+    pairs = {a: v for a, v in read_reports(folder / "pairs").items() if any(a == b for *_, b in own)}
+    distances = {a: np.mean([r["distances"]["chosen_mean"] for r in pairs[a]]) for a in ("close", "random", "far")
+                 if a in pairs}
+    amounts = {a: np.mean([r["count"] for r in pairs[a]]) for a in ("half", "far", "double", "quadruple") if a in pairs}
+    for name, places, label in (("distance", distances, "mean cosine distance of the pairs"),
+                                ("amount", amounts, "number of far pairs")):
+        for arm, value in places.items():
+            numbers.add(f"pairs: {name}", value, arm=arm)
+        if len(places) > 1:
+            lines += ["", f"{label.capitalize()}: " + ", ".join(f"{a} {v:.3g}" for a, v in places.items())
+                      + f" ([figure]({name}.png))."]
+            draw_against(folder / f"{name}.png", own, far, places, label)
     stage.write_atomic(folder / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
     text = io.StringIO(newline="")
-    out = csv.writer(text)
-    out.writerow(["fold", "seed", "arm", "eer", f"tar_at_far_{far}", "auc", "rank1"])
-    for (fold, seed, arm), row in sorted(rows.items()):
-        values = [row["eer"][0], 1 - row["miss"][0], row["auc"][0], row["rank1"][0]]
-        out.writerow([fold, seed, arm, *(f"{v:.6f}" for v in values)])
-    stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue()))
-    draw_gain(folder / "gain.png", rows, far)
-    print(*lines, f"wrote {folder}/table.md and results.csv; look at {folder}/gain.png", sep="\n")
+    out = csv.DictWriter(text, FIELDS, restval="")
+    out.writeheader()
+    out.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in numbers)
+    stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue(), newline=""))
+    print("\n".join(lines) + f"\nwrote {folder}/table.md and results.csv; look at {folder}/gain.png")
 
 
 if __name__ == "__main__":

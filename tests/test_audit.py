@@ -49,6 +49,21 @@ def test_consistency_against_all_pairs():
     assert np.isnan(audit.consistency(z[:2], np.array([0, 1])))
 
 
+def test_the_loss_on_mixes_against_a_loop():
+    rng = np.random.default_rng(2)
+    z, centres, sources = unit(rng, 7, 3), unit(rng, 4, 3), np.array([[0, 1], [2, 3], [1, 0], [3, 0]] + [[1, 2]] * 3)
+    expected = 0.0
+    for row, (a, b) in zip(z, sources):
+        p = np.exp(32 * centres @ row)
+        p /= p.sum()
+        expected -= (np.log(p[a]) + np.log(p[b])) / 2 / 7
+    tensors = [torch.from_numpy(v) for v in (z, centres)]
+    assert audit.source_loss(tensors[0], sources, tensors[1], block=3) == pytest.approx(expected, rel=1e-9)
+    midway = torch.eye(2)[[0, 0]] + torch.eye(2)[[1, 1]]
+    best = audit.source_loss(midway / 2**0.5, np.array([[0, 1], [1, 0]]), torch.eye(2))
+    assert best == pytest.approx(np.log(2), abs=1e-6)
+
+
 def test_nearest_and_classmates_against_loops():
     torch.manual_seed(0)
     x, mirrored, labels = torch.randn(9, 6), torch.randn(9, 6), torch.tensor([0, 0, 1, 1, 1, 2, 0, 1, 0])

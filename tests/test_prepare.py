@@ -144,6 +144,11 @@ def test_lfw_and_omniglot_where_the_libraries_keep_them(photos, tmp_path, monkey
     assert prepare_data.main(["lfw", *argv]) == 0
     split = json.loads((tmp_path / "lfw/split.json").read_text())
     assert len(split["train"]) == 3 and len(split["test"]) == 1 and "person 4" not in split["train"] | split["test"]
+    capped = [*argv[:-1], str(tmp_path / "capped"), "--per-class", "1"]
+    assert prepare_data.main(["lfw", *capped]) == 0  # people with three images, of whom one is kept
+    few = json.loads((tmp_path / "capped/split.json").read_text())
+    assert few["train"] == dict.fromkeys(split["train"], 1) and few["test"] == dict.fromkeys(split["test"], 1)
+    assert {p.name for p in (tmp_path / "capped").glob("*/*/*")} == {"0.png"}
     for part, classes in (("background", 3), ("evaluation", 2)):
         for i in range(classes):
             folder = tmp_path / f"cache/scoremix/omniglot-py/images_{part}/{part}/character{i}"

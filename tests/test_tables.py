@@ -1,7 +1,9 @@
 """The pooled tables of results/: means, paired differences and their resampling against a slow twin."""
 
+import csv
 import importlib.util
 import json
+import re
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ def write_row(folder, name, rng, level, impostors=4500):
     (folder / f"{name}.json").write_text(json.dumps({"models": [model]}))
     array = np.array([[draws[k] for k in METRICS]], np.float32)
     np.savez_compressed(folder / f"{name}.npz", draws=array, models=["x"], metrics=METRICS)
+    (folder / f"{name}.jsonl").write_text('{"step": 2500}\n{"step": 5000}\n')
     return np.append(level, array[0, 0]), np.append(level + 0.002, array[0, 2])
 
 
@@ -68,17 +71,60 @@ def test_the_table_says_what_the_rows_hold(folder, capsys):
     assert real[:4] == ["5", "15.0 ± 0.0", "", ""]
     assert ours[1] == "8.8 ± 0.9" and ours[2].startswith("-6.") and ours[3].startswith("+41.7 % [")
     assert "far - close: EER -3" in text and "14 rows, folds [0, 1], seeds [0, 1, 2]" in text
-    missing = text.split("Not run: ")[1].rstrip(".\n").split(", ")
+    missing = text.split("Not run: ")[1].split(".\n")[0].split(", ")
     assert {m for m in missing if "random" not in m and "repro" not in m} == {
         "1-2-real",
         "1-2-far",
         "0-2-close",
         "1-2-close",
     }
-    csv = (path / "results.csv").read_text().splitlines()
-    assert len(csv) == 15 and csv[0] == "fold,seed,arm,eer,tar_at_far_1e-2,auc,rank1"
-    assert csv[1] == "0,0,close,0.120000,0.122000,0.124000,0.125000"
+    assert "5,000 steps" in text and "Arms without a row: random, reproduction, auggen" in text
+    lines = list(csv.DictReader(open(path / "results.csv", newline="")))
+    rows = {(x["fold"], x["seed"], x["arm"], x["metric"]): float(x["value"]) for x in lines if x["what"] == "row"}
+    assert len(rows) == 14 * 4 and rows["0", "0", "close", "eer"] == 0.12 and rows["0", "0", "close", "miss"] == 0.878
     assert (path / "gain.png").stat().st_size > 5000 and "gain.png" in capsys.readouterr().out
+
+
+def test_every_number_of_the_table_is_in_the_csv(folder):
+    path, _ = folder
+    (path / "pairs").mkdir()
+    (path / "audit").mkdir()
+    rng = np.random.default_rng(1)
+    for arm in ("half", "random"):
+        write_row(path / "rows", f"0-0-{arm}", rng, 0.05)
+    for arm in ("real@100", "far@100", "close@100"):
+        write_row(path / "rows", f"1-0-{arm}", rng, 0.3)
+    for arm, count, distance in (("half", 5, 1.5), ("far", 10, 1.2), ("random", 10, 0.9)):
+        report = {"count": count, "distances": {"chosen_mean": distance}}
+        (path / f"pairs/0-{arm}.json").write_text(json.dumps(report))
+    report = {name: {"mixed": i / 7, "real": i / 9} for i, name in enumerate(tables.TITLES)}
+    (path / "audit/0-far.json").write_text(json.dumps(report))
+    succeed(tables, path)
+    text, lines = (path / "table.md").read_text(), csv.DictReader(open(path / "results.csv", newline=""))
+    known = np.array([float(x[k]) for x in lines for k in ("value", "std", "low", "high") if x[k]])
+    percent, _, fractions = text.split("Mean cosine distance")[0].partition("What the mixed images")
+    for part, scale, step, least in ((percent, 100, 0.1, 100), (fractions, 1, 0.001, 15)):
+        shown = re.findall(r"(?<![\w.@-])[+-]?\d+\.\d+", part)
+        assert len(shown) > least and max(min(abs(float(v) - scale * known)) for v in shown) < 0.502 * step
+    assert "Mean cosine distance of the pairs: random 0.9, far 1.2 ([figure](distance.png))." in text
+    assert "Number of far pairs: half 5, far 10 ([figure](amount.png))." in text
+    assert all((path / name).stat().st_size > 5000 for name in ("distance.png", "amount.png"))
+
+
+@pytest.mark.parametrize("level, verdict", [(0.02, "**holds**"), (0.3, "**does not hold**"), (0.1, "cannot be told")])
+def test_an_ordering_holds_where_its_interval_lacks_zero(tmp_path, level, verdict):
+    (tmp_path / "rows").mkdir()
+    rng = np.random.default_rng(0)
+    for seed in range(3):
+        write_row(tmp_path / "rows", f"0-{seed}-real", rng, 0.1)
+        write_row(tmp_path / "rows", f"0-{seed}-far", rng, level)
+    succeed(tables, tmp_path)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    ours = next(line for line in lines if line.startswith("| ScoreMix > real |")).split("|")
+    assert ours[2].strip().startswith(f"{100 * (level - 0.1):+.1f} [") and ours[3].strip() == verdict
+    opposite = {"**holds**": "**does not hold**", "**does not hold**": "**holds**"}.get(verdict, verdict)
+    assert ours[5].strip() == opposite  # write_row gives TAR the same level, so 1 - TAR goes the other way
+    assert "| far > close |  | not run |  | not run |" in lines
 
 
 def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
@@ -115,7 +161,7 @@ def test_the_audits_are_averaged_over_folds(folder):
         (path / f"audit/{fold}-{arm}.json").write_text(json.dumps(report))
     succeed(tables, path)
     lines = (path / "table.md").read_text().splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close (1 fold) |"))
+    head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close (1 of them) |"))
     assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TITLES)
     assert lines[-1].endswith("|  | 0.600 | 0.800 |")
 
@@ -129,9 +175,6 @@ def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
     write_row(path / "rows", "0-9-real", np.random.default_rng(0), 0.1, impostors=99)
     (path / "rows/notes.json").unlink()
     fails(tables.main, [path], "99 impostor pairs")
-    (path / "rows/0-9-real.json").unlink()
-    (path / "audit").mkdir()
-    fails(tables.main, [path], "no audits")
     (tmp_path / "empty/rows").mkdir(parents=True)
     fails(tables.main, [tmp_path / "empty"], "no rows")
 

@@ -1,0 +1,131 @@
+# The arms of a results folder, by documented commands only. results/<set>/run.sh says what is particular to its set and
+# sources this:
+#   SET                     the folder below results/
+#   prepare U               a function that writes $RUNS/U/data/train and $RUNS/U/data/test
+#   RECOGNIZER, GENERATOR   flags of every train_recognizer.py and train_diffusion.py
+#   FOLDS, SEEDS, ARMS      the rows to have: each FOLD-SEED-ARM is a file in rows/, and not run again
+#   GENERATORS              fold: a generator and a mining recogniser a fold (U is the fold), for all its seeds
+#                           seed: every seed has its own (U is the seed), so the spread of the rows covers them
+#   VALIDATION              a name: a fifth of the training classes stands for the test classes, which are not looked
+#                           at; the rows go to results/SET/validation/NAME. For settings, given by the variables above.
+# A stop costs no more than what was running. JOBS=2 runs two at once with one thread each, RUNS moves the working files.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+SET+=${VALIDATION:+/validation/$VALIDATION}
+export PY=${PY:-python3} SET RUNS=${RUNS:-runs/$SET} RECOGNIZER GENERATOR GENERATORS ARMS JOBS=${JOBS:-2}
+export DATA=${VALIDATION:+validation}; DATA=${DATA:-data}
+read -ra folds <<< "$FOLDS"; read -ra seeds <<< "$SEEDS"; read -ra arms <<< "$ARMS"
+mkdir -p "results/$SET/rows" "results/$SET/audit" "results/$SET/pairs" "$RUNS"
+
+need() {  # FILE COMMAND...: run the command unless the file is there
+  [ -e "$1" ] || "${@:2}"
+}
+
+own() {  # U: the seed of its generator and mining recogniser
+  if [ "$GENERATORS" = seed ]; then echo "$1"; else echo 0; fi
+}
+
+recognizer() {  # U SEED ARM: train $RUNS/U/ARM-SEED; the arm far@2500 is far with 2,500 steps
+  local D=$RUNS/$1 arm=${3%@*} data=("$RUNS/$1/$DATA/train") flags=()
+  case $arm in
+    real) ;;
+    larger) flags=(--arch medium) ;;
+    mixup) flags=(--mixup 0.2) ;;
+    continued) data+=("$D/far") flags=(--init "$D/real-$(own "$1")") ;;
+    *) data+=("$D/$arm") ;;
+  esac
+  [ "$arm" = "$3" ] || flags+=(--steps "${3#*@}")
+  need "$D/$3-$2/model.pt" $PY train_recognizer.py --data "${data[@]}" $RECOGNIZER --seed "$2" --compile "${flags[@]}" \
+    --out "$D/$3-$2"
+}
+
+images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
+  local D=$RUNS/$1 arm=$2 seed=$(own "$1") classes miner G mine sample train=()
+  classes=$(find "$D/$DATA/train/" -mindepth 1 -maxdepth 1 | wc -l)
+  miner=$D/real-$seed mine=(--seed "$seed") sample=(--seed "$seed")
+  case $arm in
+    real | larger | mixup) return 0 ;;
+    far) ;;
+    random | close) mine+=(--strategy "$arm") ;;
+    reproduction) mine+=(--order 1) sample+=(--per-class 25) ;;  # as many images as 5 mixes a class, of 5
+    auggen) mine+=(--strategy random) sample+=(--mix condition --weights 0.7 0.7) ;;
+    auggen-double) mine+=(--strategy random) sample+=(--mix condition --weights 0.7 0.7 --per-class 10) ;;  # equal cost
+    triplet) mine+=(--order 3) ;;
+    condition-far) mine+=(--space condition --generator "$D/generator") ;;
+    condition-close) mine+=(--space condition --generator "$D/generator" --strategy close) ;;
+    half) mine+=(--count $((classes * 5 / 2))) ;;
+    double) mine+=(--count $((classes * 10))) ;;
+    quadruple) mine+=(--count $((classes * 20))) ;;
+    backbone) recognizer "$1" "$seed" larger; miner=$D/larger-$seed ;;
+    remined) images "$1" far; recognizer "$1" "$seed" far; miner=$D/far-$seed ;;
+    ddpm25) sample+=(--steps 25) ;;
+    dpm6) sample+=(--solver dpm++ --steps 6) ;;
+    heun32) sample+=(--solver heun --steps 32) ;;
+    dirichlet) sample+=(--dirichlet 2) ;;
+    window) sample+=(--window 0.5 1e9) ;;
+    autoguided) sample+=(--guide "$D/generator/model-500.pt" --autoguidance 1.5) ;;
+    frozen) train=(--conditions frozen --recognizer "$D/real-$seed") ;;
+    aligned) train=(--align 0.1 --recognizer "$D/real-$seed") ;;
+    *) echo "run.sh: there is no arm $arm" >&2; exit 2 ;;
+  esac
+  [[ $arm == condition-* ]] || mine+=(--recognizer "$miner" --data "$D/$DATA/train")
+  G=$D/generator${train:+-$arm}
+  need "$G/model.pt" $PY train_diffusion.py --data "$D/$DATA/train" $GENERATOR --seed "$seed" "${train[@]}" --out "$G"
+  need "$D/$arm.csv" $PY mine_pairs.py "${mine[@]}" --out "$D/$arm.csv"
+  need "$D/$arm/manifest.csv" \
+    $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" "${sample[@]}" --out "$D/$arm"
+  need "$D/audit-$arm/audit.json" $PY audit.py --recognizer "$D/real-$seed" --data "$D/$DATA/train" --mixed "$D/$arm" \
+    --out "$D/audit-$arm"
+  cp "$D/audit-$arm/audit.json" "results/$SET/audit/$1-$arm.json"
+  cp "$D/$arm.json" "results/$SET/pairs/$1-$arm.json"
+}
+
+unit() {  # U: what the rows of a fold (or a seed) need
+  recognizer "$1" "$(own "$1")" real
+  for arm in ${ARMS//continued/far}; do images "$1" "${arm%@*}"; done
+}
+
+row() {  # U FOLD SEED ARM: retrain and evaluate
+  local D=$RUNS/$1 row=results/$SET/rows/$2-$3-$4
+  [ ! -e "$row.json" ] || return 0
+  recognizer "$1" "$3" "$4"
+  need "$D/report-$4-$3/results.json" \
+    $PY evaluate.py --model "$D/$4-$3" --data "$D/$DATA/test" --out "$D/report-$4-$3"
+  cp "$D/$4-$3/log.jsonl" "$row.jsonl"
+  cp "$D/report-$4-$3/draws.npz" "$row.npz"
+  cp "$D/report-$4-$3/results.json" "$row.json"  # the last one: it says that the row is whole
+}
+pictures() {  # U SEED: the five main arms in one report, mixes, reproductions, the mixes nearest to a training image
+  local D=$RUNS/$1 runs=() arm
+  for arm in real far random close reproduction; do
+    [ -e "$D/$arm-$2/model.pt" ] || return 0
+    runs+=("$D/$arm-$2")
+  done
+  need "$D/report/results.json" $PY evaluate.py --model "${runs[@]}" --data "$D/$DATA/test" --out "$D/report"
+  cp "$D/report/roc.png" "results/$SET/roc.png"
+  cp "$D/far/preview.png" "results/$SET/mixes.png"
+  cp "$D/audit-far/nearest.png" "results/$SET/nearest.png"
+  cp "$(find "$D/generator" -name 'samples-*.png' | sort -V | tail -n 1)" "results/$SET/samples.png"
+}
+export -f need own recognizer images unit row
+
+todo=()
+for s in "${seeds[@]}"; do for f in "${folds[@]}"; do for a in "${arms[@]}"; do
+  u=$f; [ "$GENERATORS" = fold ] || u=$s
+  [ -e "results/$SET/rows/$f-$s-$a.json" ] || todo+=("$u $f $s $a")
+done; done; done
+if [ ${#todo[@]} -gt 0 ]; then
+  units=$(printf '%s\n' "${todo[@]}" | cut -d' ' -f1 | sort -un)
+  for u in $units; do
+    prepare "$u"
+    [ "$DATA" = data ] || need "$RUNS/$u/$DATA/split.json" \
+      $PY prepare_data.py folder "$RUNS/$u/data/train" --test-classes 0.2 --seed 1 --out "$RUNS/$u/$DATA"
+  done
+  [ "$(wc -w <<< "$units")" -gt 1 ] || threads=$JOBS  # one unit alone has all the threads
+  xargs <<< "$units" -n 1 -P "$JOBS" env OMP_NUM_THREADS="${threads:-1}" bash -euo pipefail -c 'unit "$1"' unit
+  printf '%s\n' "${todo[@]}" |
+    xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS=1 bash -euo pipefail -c 'row "$@"' row
+fi
+u=${folds[0]}; [ "$GENERATORS" = fold ] || u=${seeds[0]}
+pictures "$u" "${seeds[0]}"
+$PY results/tables.py "results/$SET"
