@@ -2,13 +2,15 @@
 # sources this:
 #   SET                     the folder below results/
 #   prepare U               a function that writes $RUNS/U/data/train and $RUNS/U/data/test
-#   RECOGNIZER, GENERATOR   flags of every train_recognizer.py and train_diffusion.py
+#   RECOGNIZER, GENERATOR   all flags of every train_recognizer.py and train_diffusion.py; kept in results/SET/settings,
+#                           and refused if they are not those of the rows that are there
 #   FOLDS, SEEDS, ARMS      the rows to have: each FOLD-SEED-ARM is a file in rows/, and not run again
 #   GENERATORS              fold: a generator and a mining recogniser a fold (U is the fold), for all its seeds
 #                           seed: every seed has its own (U is the seed), so the spread of the rows covers them
 #   VALIDATION              a name: a fifth of the training classes stands for the test classes, which are not looked
 #                           at; the rows go to results/SET/validation/NAME. For settings, given by the variables above.
-# A stop costs no more than what was running. JOBS=2 runs two at once with one thread each, RUNS moves the working files.
+# A stop costs no more than what was running, an arm that fails stops no other. JOBS=2 runs two at once with one thread
+# each (a generator that has nothing beside it takes both), RUNS moves the working files.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SET+=${VALIDATION:+/validation/$VALIDATION}
@@ -16,6 +18,17 @@ export PY=${PY:-python3} SET RUNS=${RUNS:-runs/$SET} RECOGNIZER GENERATOR GENERA
 export DATA=${VALIDATION:+validation}; DATA=${DATA:-data}
 read -ra folds <<< "$FOLDS"; read -ra seeds <<< "$SEEDS"; read -ra arms <<< "$ARMS"
 mkdir -p "results/$SET/rows" "results/$SET/audit" "results/$SET/pairs" "$RUNS"
+exec 9> "$RUNS/.lock"  # the jobs inherit it: they may outlive this script
+flock -n 9 || { echo "run.sh: another one, or a job that it started, is at work in $RUNS; wait for it" >&2; exit 2; }
+settings="RECOGNIZER $RECOGNIZER
+GENERATOR $GENERATOR
+GENERATORS $GENERATORS"
+[ -e "results/$SET/settings" ] || echo "$settings" > "results/$SET/settings"
+if [ "$settings" != "$(cat "results/$SET/settings")" ]; then
+  echo "run.sh: RECOGNIZER or GENERATOR are not those in results/$SET/settings, which its rows were run with; leave them" \
+    "out, or give the rows a folder of their own with VALIDATION=NAME" >&2
+  exit 2
+fi
 
 need() {  # FILE COMMAND...: run the command unless the file is there
   [ -e "$1" ] || "${@:2}"
@@ -82,7 +95,11 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
 
 unit() {  # U: what the rows of a fold (or a seed) need
   recognizer "$1" "$(own "$1")" real
-  for arm in ${ARMS//continued/far}; do images "$1" "${arm%@*}"; done
+  local arm failed=0
+  for arm in ${ARMS//continued/far}; do
+    bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds
+  done
+  return $failed
 }
 
 row() {  # U FOLD SEED ARM: retrain and evaluate
@@ -93,8 +110,10 @@ row() {  # U FOLD SEED ARM: retrain and evaluate
     $PY evaluate.py --model "$D/$4-$3" --data "$D/$DATA/test" --out "$D/report-$4-$3"
   cp "$D/$4-$3/log.jsonl" "$row.jsonl"
   cp "$D/report-$4-$3/draws.npz" "$row.npz"
-  cp "$D/report-$4-$3/results.json" "$row.json"  # the last one: it says that the row is whole
+  cp "$D/report-$4-$3/results.json" "$row.json.part"
+  mv "$row.json.part" "$row.json"  # the last one: it says that the row is whole
 }
+
 pictures() {  # U SEED: the five main arms in one report, mixes, reproductions, the mixes nearest to a training image
   local D=$RUNS/$1 runs=() arm
   for arm in real far random close reproduction; do
@@ -122,10 +141,14 @@ if [ ${#todo[@]} -gt 0 ]; then
       $PY prepare_data.py folder "$RUNS/$u/data/train" --test-classes 0.2 --seed 1 --out "$RUNS/$u/$DATA"
   done
   [ "$(wc -w <<< "$units")" -gt 1 ] || threads=$JOBS  # one unit alone has all the threads
-  xargs <<< "$units" -n 1 -P "$JOBS" env OMP_NUM_THREADS="${threads:-1}" bash -euo pipefail -c 'unit "$1"' unit
+  xargs <<< "$units" -n 1 -P "$JOBS" env OMP_NUM_THREADS="${threads:-1}" bash -euo pipefail -c 'unit "$1"' unit || failed=1
   printf '%s\n' "${todo[@]}" |
-    xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS=1 bash -euo pipefail -c 'row "$@"' row
+    xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS=1 bash -euo pipefail -c 'row "$@"' row || failed=1
 fi
 u=${folds[0]}; [ "$GENERATORS" = fold ] || u=${seeds[0]}
 pictures "$u" "${seeds[0]}"
 $PY results/tables.py "results/$SET"
+if [ "${failed:-0}" = 1 ]; then
+  echo "run.sh: not every row could be run; the reasons stand above, and the same command goes on" >&2
+  exit 1
+fi

@@ -5,6 +5,7 @@
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
         FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
         mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
+        FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row, as fractions; FOLDER/gain.png, and
         distance.png and amount.png where arms differ by that. An arm called far@2500 is `far` with 2,500 steps of the
         recogniser instead of the set's own; a number of steps with three arms or more gets its own table.
@@ -41,23 +42,26 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "double": "real + twice as many far pairs", "quadruple": "real + four times as many far pairs",
         "backbone": "real + far pairs, mined by the deeper backbone",
         "remined": "real + far pairs, mined by the recogniser of real + far pairs",
-        "continued": "real + far pairs, continued from real (twice the steps)",
+        "continued": "real + far pairs, continued from the recogniser that mined (its steps come on top)",
         "dirichlet": "real + far pairs, weights from Dirichlet(2)",
         "window": "real + far pairs, mixed at noise levels above 0.5 alone",
         "autoguided": "real + far pairs, autoguidance 1.5",
         "frozen": "real + far pairs, generator with frozen conditions",
         "aligned": "real + far pairs, generator with alignment loss",
-        "ddpm8": "real + far pairs, DDPM with 8 steps (the default)",
+        "ddpm8": "real + far pairs, DDPM with 8 steps", "ddpm25": "real + far pairs, DDPM with 25 steps",
         "dpm6": "real + far pairs, DPM-Solver++ with 6 steps",
         "heun32": "real + far pairs, Heun with 32 steps"}  # in the order of the table
 
 MAIN = list(ARMS)[:5]  # the arms that every fold and seed should have
-CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"), "ScoreMix >= AugGen": ("far", "auggen"),
-          "ScoreMix >= deeper backbone on real": ("far", "larger")}  # of the paper
-PAIRS = [("far", "random"), ("far", "reproduction"), ("far", "auggen-double"), ("far", "mixup"), ("far", "triplet"),
-         ("far", "condition-far"), ("condition-far", "condition-close"), ("far", "ddpm25"), ("far", "heun32"),
-         ("far", "dpm6"), ("double", "far"), ("quadruple", "far"), ("far", "half"), ("backbone", "far"),
-         ("remined", "far"), ("continued", "far")]  # compared as well
+CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"),
+          "ScoreMix > AugGen (equal images)": ("far", "auggen"),
+          "ScoreMix > AugGen (equal evaluations)": ("far", "auggen-double"),
+          "ScoreMix > deeper backbone on real": ("far", "larger")}  # of the paper
+PAIRS = [("far", "random"), ("far", "reproduction"), ("far", "mixup"), ("far", "triplet"), ("far", "condition-far"),
+         ("condition-far", "condition-close"), ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"),
+         ("ddpm8", "far"), ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"), ("double", "far"),
+         ("quadruple", "far"), ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
+FEWEST = 3  # seeds a fold for a verdict, or for an interval of seeds alone
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "rows"]
 
@@ -70,15 +74,22 @@ class Numbers(list):
         return value
 
 
-def read_rows(folder: Path) -> tuple[dict, str]:
-    """(fold, seed, arm) -> {metric: [value, draw 1, draw 2, ...]} of every row, and the FAR of the report, like 1e-2.
+def read_rows(folder: Path) -> tuple[dict, str, int]:
+    """(fold, seed, arm) -> {metric: [value, draw 1, draw 2, ...]} of every row; the FAR of the report, like 1e-2; the
+    steps of the arms that do not say theirs.
 
     The metrics, all fractions: eer, miss (1 - TAR at that FAR), auc, rank1.
     """
-    rows, fars = {}, set()
+    rows, fars, steps = {}, set(), {}
     for path in sorted(folder.glob("*.json")):
         if not (name := re.fullmatch(r"(\d+)-(\d+)-(.+)", path.stem)):
             raise stage.StageError(f"{path} is no row; rows are called <fold>-<seed>-<arm>.json")
+        arm, _, n = name[3].partition("@")
+        if arm not in ARMS:
+            raise stage.StageError(f"{path} is of the arm {arm}, which tables.py has no title for")
+        trained = json.loads(path.with_suffix(".jsonl").read_text().splitlines()[-1])["step"]
+        if trained != steps.setdefault(n, int(n or trained)):
+            raise stage.StageError(f"{path} has {trained:,} steps, not {steps[n]:,} as others: rows of unlike settings")
         entry = json.loads(path.read_text())["models"][0]
         tars, impostors = entry["metrics"].pop("tar_at_far"), entry["counts"]["impostor"]
         far = min(measurable(impostors, 10), key=float, default=None)
@@ -91,7 +102,7 @@ def read_rows(folder: Path) -> tuple[dict, str]:
         fars.add(far)
     if len(fars) != 1:
         raise stage.StageError(f"{folder} holds {'rows of unlike reports' if fars else 'no rows'}; expected one set's")
-    return rows, fars.pop()
+    return rows, fars.pop(), steps.get("", 0)
 
 
 def pool(rows: dict, metric: str, *arms: str) -> np.ndarray:
@@ -158,14 +169,20 @@ def table(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
 
 
 def claims(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
-    """Markdown: of each ordering of the paper, whether it holds: whether the interval of the difference lacks zero."""
+    """Markdown: of each ordering of the paper, whether it holds: whether the interval of the difference lacks zero.
+
+    No verdict on fewer than FEWEST seeds a fold.
+    """
     lines = [f"| the paper's order | points of EER | | points of 1 - TAR@FAR={far} | |", "|---" * 5 + "|"]
     for claim, (a, b) in CLAIMS.items():
         cells = []
+        common = [k[0] for k in rows if k[2] == a and (*k[:2], b) in rows]
+        enough = common and min(map(common.count, common)) >= FEWEST
         for metric in ("eer", "miss"):
             found = differ(rows, metric, a, b, numbers, steps)
-            low, high = interval(found[0]) if found else (-1, 1)
+            low, high = interval(found[0]) if found and enough else (-1, 1)
             verdict = "**holds**" if high < 0 else "**does not hold**" if low > 0 else "cannot be told"
+            verdict = verdict if enough else "too few rows"
             cells += [told(found[0]), verdict] if found else ["", "not run"]
         lines.append(f"| {claim} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -188,10 +205,12 @@ def compare(rows: dict, a: str, b: str, numbers: Numbers, steps: int) -> str:
         numbers.add("mean of common rows", y, **fields | {"metric": metric, "arm": b, "against": a})
         told_of.append(f"{METRICS[metric]} {told(v[0])} ({100 * x:.1f} and {100 * y:.1f})")
     numbers.add("rows that gain", gain, **fields, metric="eer")
+    text = f"- {a} - {b}: {', '.join(told_of)} points; {gain} of {len(common)} rows have a lower EER"
+    if min(map(len, folds)) < FEWEST:
+        return text
     gap = np.mean([v.mean() for v in folds])
     numbers.add("difference, seeds alone", gap, **fields, metric="eer", low=low, high=high)
-    return (f"- {a} - {b}: {', '.join(told_of)} points; {gain} of {len(common)} rows have a lower EER; "
-            f"seeds alone leave EER [{100 * low:+.1f}, {100 * high:+.1f}]")
+    return f"{text}; seeds alone leave EER [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def with_steps(rows: dict, steps: str) -> dict:
@@ -226,7 +245,8 @@ def read_reports(folder: Path) -> dict:
 
 def quality(found: dict, numbers: Numbers) -> str:
     """Markdown: what audit.py found in the images of each arm, and in the real images, on the mean of the units."""
-    heads = [a if len(found[a]) == max(map(len, found.values())) else f"{a} ({len(found[a])} of them)" for a in found]
+    most = max(map(len, found.values()))
+    heads = [a if len(found[a]) == most else f"{a} ({len(found[a])} of {most})" for a in found]
     lines = ["| images | real | " + " | ".join(heads) + " |", "|---" * (len(found) + 2) + "|"]
     known = set.intersection(*(set(r) for reports in found.values() for r in reports))  # audits may be of old versions
     for name, title in ((k, v) for k, v in TITLES.items() if k in known):
@@ -278,10 +298,10 @@ def main(argv=None):
     parser = stage.Parser(__doc__)
     parser.add_argument("folder", type=Path, help="a results folder, with rows/")
     folder = parser.parse_args(argv).folder
-    rows, far = read_rows(folder / "rows")
+    rows, far, steps = read_rows(folder / "rows")
     folds, seeds = sorted({k[0] for k in rows}), sorted({k[1] for k in rows})
-    logs = sorted((folder / "rows").glob("*-real.jsonl"))
-    steps = json.loads(logs[0].read_text().splitlines()[-1])["step"] if logs else 0
+    settings = (folder / "settings").read_text() if (folder / "settings").exists() else ""
+    owner = re.search("GENERATORS (fold|seed)", settings)
     missing = [f"{f}-{s}-{a}" for a in MAIN for f in folds for s in seeds if (f, s, a) not in rows]
     numbers, own = Numbers(), with_steps(rows, "")
     for (fold, seed, arm), row in sorted(rows.items()):
@@ -290,7 +310,11 @@ def main(argv=None):
             numbers.add("row", row[metric][0], arm=name, steps=int(n or steps), fold=fold, seed=seed, metric=metric)
     lines = [table(own, far, numbers, steps), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}, {steps:,} steps of "
              "the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % intervals "
-             "that resample identities and seeds (with one seed a fold, identities alone).", "",
+             "that resample identities and seeds (with one seed a fold, identities alone). Means are over all rows of "
+             "an arm, differences over the rows of both." + (
+                 f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
+                     ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
+                     ": intervals cover them.") if owner else ""), "",
              claims(own, far, numbers, steps), ""]
     lines += [compare(own, a, b, numbers, steps) for a, b in [*CLAIMS.values(), *PAIRS]
               if any({(*k[:2], a), (*k[:2], b)} <= own.keys() for k in own)]
@@ -324,9 +348,10 @@ def main(argv=None):
     text = io.StringIO(newline="")
     out = csv.DictWriter(text, FIELDS, restval="")
     out.writeheader()
-    out.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in numbers)
+    lines = [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in numbers]
+    out.writerows(line for i, line in enumerate(lines) if line not in lines[:i])  # tables may share a number
     stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue(), newline=""))
-    print("\n".join(lines) + f"\nwrote {folder}/table.md and results.csv; look at {folder}/gain.png")
+    print((folder / "table.md").read_text() + f"wrote {folder}/table.md and results.csv; look at {folder}/gain.png")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
 """results/*/run.sh: every arm of every set, by a stand-in for Python that records commands and touches their files."""
 
-import importlib
+import importlib.util
 import json
 import os
 import shutil
 import stat
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+import testsets
+
+spec = importlib.util.spec_from_file_location("tables", ROOT / "results/tables.py")
+tables = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tables)
 RECORDER = """#!/usr/bin/env python3
 import json, os, sys
 from pathlib import Path
@@ -17,6 +24,8 @@ argv = sys.argv[1:]
 out = Path(argv[argv.index("--out") + 1]) if "--out" in argv else None
 if out and out.name in os.environ.get("FAIL", "").split():
     sys.exit(1)
+if argv[0] == "train_recognizer.py" and not all(map(os.path.isdir, argv[2 : argv.index("--size")])):
+    sys.exit(2)  # an image folder is missing
 with open(os.environ["LOG"], "a") as file:
     file.write(json.dumps(argv) + "\\n")
 
@@ -40,6 +49,33 @@ elif argv[0] == "mine_pairs.py":
     out.with_suffix(".json").write_text("")
 """
 MAIN = ["real", "far", "random", "close", "reproduction"]
+# what is particular to the mining, the sampling and the generator of an arm; everything else is as in `far`
+MINED = {
+    "random": {"strategy": "random"},
+    "close": {"strategy": "close"},
+    "reproduction": {"order": 1},
+    "auggen": {"strategy": "random"},
+    "auggen-double": {"strategy": "random"},
+    "triplet": {"order": 3},
+    "condition-far": {"space": "condition"},
+    "condition-close": {"space": "condition", "strategy": "close"},
+    "half": {"count": 10},
+    "double": {"count": 40},
+    "quadruple": {"count": 80},
+}
+SAMPLED = {
+    "reproduction": {"per_class": 25},
+    "auggen": {"mix": "condition", "weights": [0.7, 0.7]},
+    "auggen-double": {"mix": "condition", "weights": [0.7, 0.7], "per_class": 10},
+    "ddpm25": {"steps": 25},
+    "dpm6": {"solver": "dpm++", "steps": 6},
+    "heun32": {"solver": "heun", "steps": 32},
+    "dirichlet": {"dirichlet": 2},
+    "window": {"window": [0.5, 1e9]},
+    "autoguided": {"autoguidance": 1.5},
+}
+TRAINED = {"larger": {"arch": "medium"}, "mixup": {"mixup": 0.2}}
+OWN_GENERATOR = {"frozen": {"conditions": "frozen"}, "aligned": {"align": 0.1}}
 
 
 @pytest.fixture
@@ -84,7 +120,8 @@ def arms_of_run_sh():
 @pytest.mark.parametrize("name, unit", [("orl", "0"), ("lfw", "0"), ("omniglot", "0"), ("omniglot-5", "1")])
 def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_path, name, unit):
     arms = sorted(arms_of_run_sh() | {"far@100"})
-    assert {*MAIN, "auggen", "larger", "quadruple", "continued", "remined"} < set(arms)
+    assert {*MAIN, *MINED, *SAMPLED, *TRAINED, *OWN_GENERATOR, "continued", "remined"} < set(arms)
+    assert {a.partition("@")[0] for a in arms} <= set(tables.ARMS)
     code, commands = results(name, ARMS=" ".join(arms), SEEDS="1", FOLDS="0")
     assert code == 0 and commands[-1] == ["results/tables.py", f"results/{name}"]
     for command in commands[:-1]:
@@ -97,10 +134,46 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     sizes = {a.size for a in of(commands, "train_recognizer.py") + of(commands, "train_diffusion.py")}
     flips = {a.flip for a in of(commands, "train_recognizer.py") + of(commands, "train_diffusion.py")}
     assert sizes == {64 if name == "lfw" else 32} and flips == {"omniglot" not in name}
-    steps = {a.out.rpartition("/")[2]: a.steps for a in of(commands, "train_recognizer.py")}
-    assert steps.pop("far@100-1") == 100 and len(set(steps.values())) == 1  # equal steps for all
-    counts = {a.out.rpartition("/")[2]: a.count for a in of(commands, "mine_pairs.py")}
-    assert [counts[f"{a}.csv"] for a in ("half", "far", "double", "quadruple")] == [10, None, 40, 80]  # of four classes
+    D = f"runs/{name}/{unit}"
+    by = {s: {Path(a.out).stem: a for a in of(commands, s)} for s in ("mine_pairs.py", "sample_scoremix.py")}
+    mined, sampled = by.values()
+    plain = {n: getattr(mined["far"], n) for n in ("order", "strategy", "space", "count", "max_uses", "seed")}
+    assert plain["strategy"] == "distant" and plain["count"] is None
+    for arm, a in mined.items():
+        assert {n: getattr(a, n) for n in plain} == plain | MINED.get(arm, {}), arm
+        miner = {"backbone": f"{D}/larger-{seed}", "remined": f"{D}/far-{seed}"}.get(arm, f"{D}/real-{seed}")
+        expected = (None, None) if arm.startswith("condition") else (miner, [f"{D}/data/train"])
+        assert (a.recognizer, a.data) == expected, arm
+    names = (
+        "mix",
+        "weights",
+        "solver",
+        "steps",
+        "per_class",
+        "dirichlet",
+        "window",
+        "autoguidance",
+        "guidance",
+        "seed",
+    )
+    plain = {n: getattr(sampled["far"], n) for n in names}
+    for arm, a in sampled.items():
+        assert {n: getattr(a, n) for n in plain} == plain | SAMPLED.get(arm, {}), arm
+        assert a.pairs == f"{D}/{arm}.csv" and a.generator == f"{D}/generator" + f"-{arm}" * (arm in OWN_GENERATOR)
+    for a in of(commands, "train_diffusion.py"):
+        arm = Path(a.out).name.partition("-")[2]
+        assert a.data == [f"{D}/data/train"] and all(getattr(a, k) == v for k, v in OWN_GENERATOR.get(arm, {}).items())
+    steps = set()
+    for a in of(commands, "train_recognizer.py"):
+        arm, number = Path(a.out).name.rsplit("-", 1)
+        arm, _, at = arm.partition("@")
+        images = [] if arm in ("real", "larger", "mixup") else [f"{D}/{'far' if arm == 'continued' else arm}"]
+        assert a.data == [f"{D}/data/train", *images] and a.seed == int(number), arm
+        assert a.arch == TRAINED.get(arm, {}).get("arch", "small") and a.mixup == TRAINED.get(arm, {}).get("mixup", 0)
+        assert a.init == (f"{D}/real-{seed}" if arm == "continued" else None)
+        steps |= {a.steps} if not at else set()
+        assert not at or a.steps == int(at)
+    assert len(steps) == 1  # equal for all
     tested = {d for a in of(commands, "evaluate.py") for d in a.data}
     trained = {d for a in of(commands, "train_recognizer.py") + of(commands, "train_diffusion.py") for d in a.data}
     assert tested == {f"runs/{name}/{unit}/data/test"} and not any("test" in d.split("/") for d in trained)
@@ -126,8 +199,26 @@ def test_a_second_run_does_what_is_missing_and_no_more(results, tmp_path):
     }
     code, commands = results("orl", SEEDS="0 1", FOLDS="2 3")
     assert code == 0 and commands == [["results/tables.py", "results/orl"]]
-    code, commands = results("orl", ARMS="nearby", SEEDS="0", FOLDS="0")
-    assert code != 0 and not list(tmp_path.glob("results/orl/rows/*nearby*"))
+    code, commands = results("orl", ARMS="nearby half", SEEDS="0", FOLDS="0")
+    assert code != 0 and {p.name for p in tmp_path.glob("results/orl/rows/0-*.json")} == {"0-0-half.json"}
+
+
+def test_rows_of_other_settings_are_refused(results, tmp_path):
+    assert results("orl", ARMS="real", SEEDS="0", FOLDS="0")[0] == 0
+    code, commands = results("orl", ARMS="real", SEEDS="1", FOLDS="0", GENERATOR="--size 32 --steps 9")
+    assert code == 2 and not commands
+    code, commands = results(
+        "orl", ARMS="far", SEEDS="0", FOLDS="0", GENERATOR="--size 32 --steps 9", VALIDATION="nine"
+    )
+    assert code == 0 and {a.steps for a in of(commands, "train_diffusion.py")} == {9}
+
+
+def test_the_test_sets_are_as_large_as_evaluate_takes(results):
+    """Of Omniglot's 659 test characters."""
+    for name in ("omniglot", "omniglot-5"):
+        code, commands = results(name, ARMS="real", SEEDS="0")
+        made = {a.out: a for a in of(commands, "prepare_data.py")}
+        assert code == 0 and made[f"runs/{name}/five"].per_class * 659 <= testsets.MOST_IMAGES
 
 
 def test_validation_never_sees_the_test_classes(results, tmp_path):
@@ -136,8 +227,24 @@ def test_validation_never_sees_the_test_classes(results, tmp_path):
     assert code == 0 and commands[-1] == ["results/tables.py", "results/lfw/validation/long"]
     split = of(commands, "prepare_data.py")[1]
     assert split.src.endswith("0/data/train") and split.test_classes == 0.2
-    used = of(commands, "train_recognizer.py") + of(commands, "train_diffusion.py") + of(commands, "evaluate.py")
-    assert {d.split("/")[-2] for a in used for d in a.data if "far" not in d.split("/")[-1]} == {"validation"}
+    scripts = ("train_recognizer.py", "train_diffusion.py", "mine_pairs.py", "audit.py", "evaluate.py")
+    used = {s: {d for a in of(commands, s) for d in a.data} - {"runs/lfw/validation/long/0/far"} for s in scripts}
+    folder = "runs/lfw/validation/long/0/validation"
+    assert used.pop("evaluate.py") == {f"{folder}/test"} and set.union(*used.values()) == {f"{folder}/train"}
+    assert all(used.values())
     assert {a.steps for a in of(commands, "train_diffusion.py")} == {7}
     assert (tmp_path / "results/lfw/validation/long/rows/0-0-far.json").exists()
     assert not (tmp_path / "results/lfw/rows").exists()
+
+
+@pytest.mark.parametrize("folder", sorted(p.parent.relative_to(ROOT) for p in ROOT.glob("results/**/rows")), ids=str)
+def test_the_committed_tables_are_those_of_the_committed_rows(folder, tmp_path):
+    if (ROOT / folder / "settings").exists():
+        shutil.copy(ROOT / folder / "settings", tmp_path)
+    for part in ("rows", "audit", "pairs"):
+        if (ROOT / folder / part).is_dir():
+            shutil.copytree(ROOT / folder / part, tmp_path / part)
+    done = subprocess.run([sys.executable, ROOT / "results/tables.py", tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name in ("table.md", "results.csv"):
+        assert (tmp_path / name).read_text() == (ROOT / folder / name).read_text(), f"run results/tables.py {folder}"

@@ -27,7 +27,8 @@ def write_row(folder, name, rng, level, impostors=4500):
     (folder / f"{name}.json").write_text(json.dumps({"models": [model]}))
     array = np.array([[draws[k] for k in METRICS]], np.float32)
     np.savez_compressed(folder / f"{name}.npz", draws=array, models=["x"], metrics=METRICS)
-    (folder / f"{name}.jsonl").write_text('{"step": 2500}\n{"step": 5000}\n')
+    last = int(name.partition("@")[2] or 5000)
+    (folder / f"{name}.jsonl").write_text(f'{{"step": {last // 2}}}\n{{"step": {last}}}\n')
     return np.append(level, array[0, 0]), np.append(level + 0.002, array[0, 2])
 
 
@@ -45,7 +46,8 @@ def folder(tmp_path):
 
 def test_rows_are_read_and_pooled_as_a_slow_twin_does(folder):
     path, kept = folder
-    rows, far = tables.read_rows(path / "rows")
+    rows, far, steps = tables.read_rows(path / "rows")
+    assert steps == 5000
     assert far == "1e-2" and rows.keys() == kept.keys()  # 4,500 impostors: 10 of them above 1e-2, not above 1e-3
     for key, (eer, tar) in kept.items():
         assert np.abs(rows[key]["eer"] - eer).max() < 1e-7 and np.abs(rows[key]["miss"] - (1 - tar)).max() < 1e-7
@@ -102,6 +104,14 @@ def test_every_number_of_the_table_is_in_the_csv(folder):
     succeed(tables, path)
     text, lines = (path / "table.md").read_text(), csv.DictReader(open(path / "results.csv", newline=""))
     known = np.array([float(x[k]) for x in lines for k in ("value", "std", "low", "high") if x[k]])
+    keyed = {(x["what"], x["arm"], x["steps"], x["metric"]): x for x in csv.DictReader(open(path / "results.csv"))}
+    far = next(line for line in text.splitlines() if line.startswith(f"| {tables.ARMS['far']} |")).split("|")
+    mean = keyed["mean", "far", "5000", "eer"]
+    assert (
+        far[3].strip() == f"{100 * float(mean['value']):.1f} ± {100 * float(mean['std']):.1f}" and mean["rows"] == "5"
+    )
+    assert float(keyed["mean by steps", "far", "100", "eer"]["value"]) == pytest.approx(0.3)
+    assert float(keyed["audit", "far", "", "contrast"]["value"]) == pytest.approx(report["contrast"]["mixed"], abs=1e-6)
     percent, _, fractions = text.split("Mean cosine distance")[0].partition("What the mixed images")
     for part, scale, step, least in ((percent, 100, 0.1, 100), (fractions, 1, 0.001, 15)):
         shown = re.findall(r"(?<![\w.@-])[+-]?\d+\.\d+", part)
@@ -161,7 +171,7 @@ def test_the_audits_are_averaged_over_folds(folder):
         (path / f"audit/{fold}-{arm}.json").write_text(json.dumps(report))
     succeed(tables, path)
     lines = (path / "table.md").read_text().splitlines()
-    head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close (1 of them) |"))
+    head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close (1 of 2) |"))
     assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TITLES)
     assert lines[-1].endswith("|  | 0.600 | 0.800 |")
 
@@ -172,6 +182,13 @@ def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
     fails(tables.main, [path], "unlike reports")
     (path / "rows/0-9-real.json").rename(path / "rows/notes.json")
     fails(tables.main, [path], "notes.json is no row")
+    for name, words in (("0-0-nearby", "no title"), ("1-1-far@100", "1-1-far@100.json has 90 steps, not 100")):
+        write_row(path / "rows", name, np.random.default_rng(0), 0.1)
+        (path / f"rows/{name}.jsonl").write_text('{"step": 90}\n')
+        (path / "rows/notes.json").rename(path / "kept")
+        fails(tables.main, [path], words)
+        (path / f"rows/{name}.json").unlink()
+        (path / "kept").rename(path / "rows/notes.json")
     write_row(path / "rows", "0-9-real", np.random.default_rng(0), 0.1, impostors=99)
     (path / "rows/notes.json").unlink()
     fails(tables.main, [path], "99 impostor pairs")

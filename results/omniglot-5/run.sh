@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
 # The rows of results/omniglot-5/table.md, by documented commands only (`make results-omniglot-5`): five images of each of
-# Omniglot's 964 characters to train; the test set is that of ../omniglot. Every seed has its own generator, mining
-# recogniser and mixes. OMNIGLOT=DIR as there. ../arms.sh says how rows are run.
+# Omniglot's characters, to train and to test, so the test set is that of ../omniglot. Every seed has its own generator,
+# mining recogniser and mixes. OMNIGLOT=DIR as there. ../arms.sh says how rows are run.
 SET=omniglot-5 GENERATORS=seed FOLDS=0 SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far close random reproduction}
 RECOGNIZER=${RECOGNIZER:---size 32 --no-flip --steps 20000}
 GENERATOR=${GENERATOR:---size 32 --no-flip --steps 20000}
 
-prepare() {  # one data set for all seeds; the test images are those of the set with 20 images a character
-  need "$RUNS/all/split.json" $PY prepare_data.py omniglot ${OMNIGLOT:+"$OMNIGLOT"} --size 32 --out "$RUNS/all"
+prepare() {  # one data set for all seeds
   need "$RUNS/five/split.json" \
     $PY prepare_data.py omniglot ${OMNIGLOT:+"$OMNIGLOT"} --per-class 5 --size 32 --out "$RUNS/five"
-  mkdir -p "$RUNS/$1/data"
-  ln -sfn ../../five/train "$RUNS/$1/data/train"
-  ln -sfn ../../all/test "$RUNS/$1/data/test"
+  mkdir -p "$RUNS/$1"
+  ln -sfn ../five "$RUNS/$1/data"
 }
 . "$(dirname "$0")/../arms.sh"

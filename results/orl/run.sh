@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The rows of results/orl/table.md, by documented commands only: of the five main arms with seeds 0 to 4 as it stands
-# (`make results-orl`), of the others with the variables below. ../arms.sh says how rows are run; FOLDS, SEEDS and ARMS
-# choose them.
-#   ARMS="ddpm25 dpm6 heun32" SEEDS="0 1" results/orl/run.sh    # other samplers: more evaluations, the authors' method
-#   A="auggen triplet condition-far condition-close continued mixup dirichlet window"
-#   ARMS="${A// /@2500 }@2500" SEEDS=0 results/orl/run.sh      # other numbers of steps: real@1250, far@1250, ...
-#   ARMS="autoguided@2500 frozen@2500 aligned@2500" FOLDS=0 SEEDS="0 1" results/orl/run.sh
-SET=orl GENERATORS=fold RECOGNIZER="--size 32" GENERATOR="--size 32 --keep-every 500"
+# (`make results-orl`), of any other arm with FOLDS, SEEDS and ARMS; ../arms.sh says how rows are run and which arms
+# there are.
+#   ARMS="ddpm25 heun32" SEEDS="0 1" results/orl/run.sh            # other samplers
+#   ARMS="real@1250 far@1250" SEEDS=0 results/orl/run.sh           # another number of steps
+# The rows of steps-25/ were run by this script at commit ac88ece, where the sampler took 25 steps and the recogniser that
+# mined had 2,500 steps.
+SET=orl GENERATORS=fold
+RECOGNIZER=${RECOGNIZER:---size 32} GENERATOR=${GENERATOR:---size 32 --keep-every 500}
 FOLDS=${FOLDS:-0 1 2 3} SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far random close reproduction}
 
 prepare() {
