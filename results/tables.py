@@ -288,6 +288,7 @@ def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> 
             gap = 100 * np.subtract(*pool(rows, metric, arm, "real"))
             axis.plot([x, x], interval(gap), "C0-", [x], gap[:1], "C0s")
             axis.annotate(f" {arm}", (x, gap[0]))
+        axis.margins(x=0.15)
         axis.axhline(0, color="gray", lw=1)
         axis.set(title=title, xlabel=label, ylabel="points against real; below: fewer errors")
     save_figure(figure, path)
