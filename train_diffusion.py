@@ -348,6 +348,9 @@ def run(args) -> None:
             more_flops = count_flops(recognizer, torch.zeros(1, images.channels, args.size, args.size, device=device))
         if args.conditions == "frozen":
             config["frozen_dim"] = centres.shape[1]
+    if (values := images.channels * args.patch ** 2) > args.width:  # noise has no redundancy that could save channels
+        print(f"warning: a patch of {values} values is more than {args.width} channels can carry, so samples will stay "
+              f"noisy; take a lower --patch, or --width {8 * -(-values // 8)} or more", file=sys.stderr)
     torch.manual_seed(args.seed)
     model = build(config, len(images.classes))
     if args.conditions == "frozen":  # scaled to the unit variance of learned embeddings at the start; the null class: 0

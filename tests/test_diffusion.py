@@ -146,6 +146,13 @@ def recognizer(faces, tmp_path_factory):
     return out
 
 
+@pytest.mark.parametrize("patch, words", [(2, ""), (4, "a patch of 16 values is more than 8 channels can carry")])
+def test_a_patch_that_the_channels_cannot_carry_is_told(faces, tmp_path, capsys, patch, words):
+    succeed(train_diffusion, "--data", faces / "train", *SMALL_UNET, "--patch", patch, "--steps", 1, "--out", tmp_path)
+    error = capsys.readouterr().err
+    assert ("warning" in error) == bool(words) and words in error and (not words or "--width 16" in error)
+
+
 def test_frozen_conditions_are_the_recognisers_centres(faces, recognizer, tmp_path):
     flags = ["--conditions", "frozen", "--recognizer", recognizer]
     succeed(train_diffusion, *argv(faces, tmp_path / "run", *flags))
