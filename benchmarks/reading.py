@@ -55,7 +55,7 @@ def through(epoch) -> int:
 
 def main(argv=None) -> None:
     parser = arguments(__doc__, repeats=5, device=False)
-    parser.add_argument("--images", type=int, default=3000)
+    parser.add_argument("--images", type=int, default=3000, help="in the folder (default: 3000)")
     parser.add_argument("--size", type=int, default=112, help="pixels a side, in the files and as read")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:

@@ -200,7 +200,7 @@ def compare(rows: dict, a: str, b: str, numbers: Numbers, steps: int) -> str:
     low, high = np.percentile(seeds, [2.5, 97.5])
     told_of = []
     for metric, v in found.items():
-        x, y = (pool(rows, metric, a, b)[i, 0] for i in (0, 1))
+        x, y = pool(rows, metric, a, b)[:, 0]
         numbers.add("mean of common rows", x, **fields | {"metric": metric})
         numbers.add("mean of common rows", y, **fields | {"metric": metric, "arm": b, "against": a})
         told_of.append(f"{METRICS[metric]} {told(v[0])} ({100 * x:.1f} and {100 * y:.1f})")
