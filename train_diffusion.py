@@ -30,7 +30,9 @@ SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
              width=32, multipliers=[1, 2, 2], blocks=1, attention=[2], patch=2)
 LARGE = dict(steps=180_000, batch=256, lr=2e-4, ema=0.9999, dropout=0.1,
              width=192, multipliers=[1, 2, 3, 4], blocks=3, attention=[2, 3], patch=1)
+MAX_EMBEDDING = 512  # 1,024 have the loss of 512 for 771 classes
 MAX_GRAD_NORM = 1.0
+MIN_S = 0.05  # of the loss of x0: without it the last, all but clean times would weigh most
 
 
 def parse_args(argv=None):
@@ -48,7 +50,8 @@ def parse_args(argv=None):
     add("dropout", float, 0, 0.9, "dropout in the residual blocks")
     g.add_argument("--label-dropout", type=stage.number(float, 0, 0.9), default=0.1, metavar="P",
                    help="share of the images trained as the null class, for classifier-free guidance (default: 0.1)")
-    g.add_argument("--predict", choices=["v", "eps"], default="v", help="what the network predicts (default: v)")
+    g.add_argument("--predict", choices=["v", "eps", "x0"], default="v", help="what the network predicts; x0, with the "
+                   "loss of v, where a patch has more values than the network has channels (default: v)")
     g.add_argument("--align", type=stage.number(float, 0, 1e6), default=0.0, metavar="W",
                    help="weight of a loss that pulls denoised images to the recogniser's class centres (default: 0)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and noise (default: 0)")
@@ -124,17 +127,19 @@ class Attention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Noisy images, times and labels -> v or eps, of the images' shape.
+    """Noisy images, times and labels -> v, eps or x0, of the images' shape.
 
     The label `num_classes` is the null class (no condition). Resolution halves from level to level; `patch` folds
-    pixels into channels before the first and back after the last one. With `frozen_dim` the class embeddings are given
-    vectors of that dimension, which are not trained, and a linear map of them conditions the blocks.
+    pixels into channels before the first and back after the last one. Embeddings have 4 width dimensions, and no fewer
+    than there are classes up to MAX_EMBEDDING: only a linear map of them conditions a block, which in few dimensions
+    learns late to tell many classes apart. With `frozen_dim` the class embeddings are given vectors of that dimension,
+    which are not trained, and a linear map of them takes their place.
     """
 
     def __init__(self, num_classes: int, channels: int, width: int, multipliers: list, blocks: int, attention: list,
                  patch: int, dropout: float = 0.0, frozen_dim: int = 0):
         super().__init__()
-        self.num_classes, self.patch, c_emb = num_classes, patch, 4 * width
+        self.num_classes, self.patch, c_emb = num_classes, patch, max(4 * width, min(num_classes, MAX_EMBEDDING))
         self.time = nn.Sequential(nn.Linear(width, c_emb), nn.SiLU(), nn.Linear(c_emb, c_emb))
         self.label = nn.Embedding(num_classes + 1, frozen_dim or c_emb)  # the last row is the null class
         self.label.weight.requires_grad_(not frozen_dim)
@@ -163,7 +168,7 @@ class UNet(nn.Module):
         self.norm_out, self.conv_out = norm(c), zero(nn.Conv2d(c, channels * patch ** 2, 3, padding=1))
 
     def forward(self, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """x_t (B, C, H, W), t (B,) in training steps (fractions allowed), y -> v or eps (B, C, H, W).
+        """x_t (B, C, H, W), t (B,) in training steps (fractions allowed), y -> v, eps or x0 (B, C, H, W).
 
         y: labels (B,) long, or in their place conditions (B, dim) float, such as a mix of rows of `label.weight`.
         """
@@ -171,7 +176,7 @@ class UNet(nn.Module):
         frequencies = torch.exp(-math.log(10_000) * torch.arange(half, device=x_t.device) / half)
         angles = t.float()[:, None] * frequencies  # (B, half)
         condition = self.project(y if y.is_floating_point() else self.label(y))
-        emb = F.silu(self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + condition)  # (B, 4 width)
+        emb = F.silu(self.time(torch.cat([angles.cos(), angles.sin()], dim=1)) + condition)  # (B, c_emb)
 
         def apply(module, h):
             if isinstance(module, ResBlock):
@@ -233,14 +238,17 @@ class Schedule:
 
 
 def to_x0(predict: str, out: torch.Tensor, x_t: torch.Tensor, a, s) -> torch.Tensor:
-    """The clean image that a prediction stands for: x0 = a x_t - s v (Salimans & Ho 2022), or (x_t - s eps) / a."""
+    """The clean image that a prediction stands for: x0 = a x_t - s v (Salimans & Ho 2022), (x_t - s eps) / a, or x0."""
+    if predict == "x0":
+        return out
     return a * x_t - s * out if predict == "v" else (x_t - s * out) / a
 
 
 def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule, predict: str,
                    more=None) -> torch.Tensor:
-    """Mean squared error of v or eps at random times and noise: x0 (B, C, H, W) in [-1, 1], y (B,) -> scalar.
+    """Mean squared error of v, eps or x0 at random times and noise: x0 (B, C, H, W) in [-1, 1], y (B,) -> scalar.
 
+    A prediction of x0 has the error of the v it stands for, (x0 - out) / s, with s no lower than MIN_S (Li & He 2025).
     more(x0, y, a): another loss of the denoised images, to be added.
     """
     b = len(x0) * stage.world  # numbers are drawn for the rows of all processes
@@ -248,10 +256,11 @@ def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule,
     t = (share(u) * schedule.T).long().clamp(max=schedule.T - 1)
     a, s = schedule.at(t)
     eps = share(torch.randn(b, *x0.shape[1:], device=x0.device)).contiguous(memory_format=torch.channels_last)
-    target = a * eps - s * x0 if predict == "v" else eps
     x_t = a * x0 + s * eps
     out = model(x_t, t, y).float()
-    loss = F.mse_loss(out, target)
+    target = {"v": a * eps - s * x0, "eps": eps, "x0": x0}[predict]
+    scale = s.clamp(min=MIN_S) if predict == "x0" else 1
+    loss = F.mse_loss(out / scale, target / scale)
     return loss if more is None else loss + more(to_x0(predict, out, x_t, a, s), y, a)
 
 
@@ -289,7 +298,8 @@ def load_generator(path, device) -> tuple[UNet, dict]:
     saved = stage.load_model(path, "generator")
     with stage.whole(path):
         config = saved["config"]
-        if config["T"] != Schedule().T or config["predict"] not in ("v", "eps") or config["channels"] not in (1, 3):
+        predict, channels = config["predict"], config["channels"]
+        if config["T"] != Schedule().T or predict not in ("v", "eps", "x0") or channels not in (1, 3):
             raise ValueError("T, predict or channels")
         size, width, patch = config["size"], config["width"], config["patch"]
         if type(size) is not int or not 0 < size <= 1024 or width < 1 or size % patch:
@@ -348,9 +358,10 @@ def run(args) -> None:
             more_flops = count_flops(recognizer, torch.zeros(1, images.channels, args.size, args.size, device=device))
         if args.conditions == "frozen":
             config["frozen_dim"] = centres.shape[1]
-    if (values := images.channels * args.patch ** 2) > args.width:  # noise has no redundancy that could save channels
+    values = images.channels * args.patch ** 2
+    if values > args.width and args.predict != "x0":  # noise has no redundancy that could save channels
         print(f"warning: a patch of {values} values is more than {args.width} channels can carry, so samples will stay "
-              f"noisy; take a lower --patch, or --width {8 * -(-values // 8)} or more", file=sys.stderr)
+              f"noisy; take --predict x0, a lower --patch, or --width {8 * -(-values // 8)} or more", file=sys.stderr)
     torch.manual_seed(args.seed)
     model = build(config, len(images.classes))
     if args.conditions == "frozen":  # scaled to the unit variance of learned embeddings at the start; the null class: 0

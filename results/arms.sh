@@ -2,7 +2,8 @@
 # sources this:
 #   SET                     the folder below results/
 #   prepare U               a function that writes $RUNS/U/data/train and $RUNS/U/data/test
-#   RECOGNIZER, GENERATOR   all flags of every train_recognizer.py and train_diffusion.py; kept in results/SET/settings,
+#   RECOGNIZER, GENERATOR   all flags of every train_recognizer.py and train_diffusion.py
+#   SAMPLER                 flags of every sample_scoremix.py (default: none). All three are kept in results/SET/settings,
 #                           and refused if they are not those of the rows that are there
 #   FOLDS, SEEDS, ARMS      the rows to have: each FOLD-SEED-ARM is a file in rows/, and not run again
 #   GENERATORS              fold: a generator and a mining recogniser a fold (U is the fold), for all its seeds
@@ -14,19 +15,21 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SET+=${VALIDATION:+/validation/$VALIDATION}
-export PY=${PY:-python3} SET RUNS=${RUNS:-runs/$SET} RECOGNIZER GENERATOR GENERATORS ARMS JOBS=${JOBS:-2}
+export PY=${PY:-python3} RUNS=${RUNS:-runs/$SET} JOBS=${JOBS:-2} SAMPLER=${SAMPLER-}
+export SET RECOGNIZER GENERATOR GENERATORS ARMS
 export DATA=${VALIDATION:+validation}; DATA=${DATA:-data}
 read -ra folds <<< "$FOLDS"; read -ra seeds <<< "$SEEDS"; read -ra arms <<< "$ARMS"
 mkdir -p "results/$SET/rows" "results/$SET/audit" "results/$SET/pairs" "$RUNS"
 exec 9> "$RUNS/.lock"  # the jobs inherit it: they may outlive this script
 flock -n 9 || { echo "run.sh: another one, or a job that it started, is at work in $RUNS; wait for it" >&2; exit 2; }
 settings="RECOGNIZER $RECOGNIZER
-GENERATOR $GENERATOR
+GENERATOR $GENERATOR${SAMPLER:+
+SAMPLER $SAMPLER}
 GENERATORS $GENERATORS"
 [ -e "results/$SET/settings" ] || echo "$settings" > "results/$SET/settings"
 if [ "$settings" != "$(cat "results/$SET/settings")" ]; then
-  echo "run.sh: RECOGNIZER or GENERATOR are not those in results/$SET/settings, which its rows were run with; leave them" \
-    "out, or give the rows a folder of their own with VALIDATION=NAME" >&2
+  echo "run.sh: RECOGNIZER, GENERATOR or SAMPLER are not those in results/$SET/settings, which its rows were run with;" \
+    "leave them out, or give the rows a folder of their own with VALIDATION=NAME" >&2
   exit 2
 fi
 
@@ -86,7 +89,7 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
   need "$G/model.pt" $PY train_diffusion.py --data "$D/$DATA/train" $GENERATOR --seed "$seed" "${train[@]}" --out "$G"
   need "$D/$arm.csv" $PY mine_pairs.py "${mine[@]}" --out "$D/$arm.csv"
   need "$D/$arm/manifest.csv" \
-    $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" "${sample[@]}" --out "$D/$arm"
+    $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" $SAMPLER "${sample[@]}" --out "$D/$arm"
   need "$D/audit-$arm/audit.json" $PY audit.py --recognizer "$D/real-$seed" --data "$D/$DATA/train" --mixed "$D/$arm" \
     --out "$D/audit-$arm"
   cp "$D/audit-$arm/audit.json" "results/$SET/audit/$1-$arm.json"

@@ -222,7 +222,7 @@ train_recognizer --init nowhere; --st 3; --step=3; --steps=; extra; --flip no
 train_diffusion --steps 0|nan; --batch 0|-1; --lr nan|-1; --size 17|100000; --width 0|12|-8
 train_diffusion --multipliers 0||-1|1 nan|1 1 1 1 1 1 1 1; --blocks 0; --attention 99|-1; --dropout 1|-0.1|nan
 train_diffusion --label-dropout 1; --ema 1.5|nan|-1; --patch 0|3; --align nan|-1|1; --conditions frozen
-train_diffusion --grid-every 0; --seed -1; --predict x0; --device meta; --recognizer nowhere
+train_diffusion --grid-every 0; --seed -1; --predict x; --device meta; --recognizer nowhere
 mine_pairs --count 0|-1|nan|99999999999; --order 0|99|-1|1; --max-uses 0|-1; --seed -1; --space pixel|condition
 mine_pairs --strategy nan; --device meta
 sample_scoremix --per-class 0|-1|nan; --steps 0|1001|nan; --weights nan nan|inf 0|1e9 -1e9||0.5 0.5 0|0 0

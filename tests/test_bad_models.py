@@ -59,7 +59,7 @@ HOLLOW = {
     "generator": BOTH | {
         "classes too few": dict(classes=["s11", "s12"]), "width 0": dict(config=dict(width=0)),
         "width 12": dict(config=dict(width=12)), "no predict": dict(config=dict(predict=None)),
-        "predict x0": dict(config=dict(predict="x0")), "other T": dict(config=dict(T=10)),
+        "predict x": dict(config=dict(predict="x")), "other T": dict(config=dict(T=10)),
     },
 }
 FILES = {

@@ -63,7 +63,14 @@ def test_every_parameter_is_trained():
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
-@pytest.mark.parametrize("predict", ["v", "eps"])
+@pytest.mark.parametrize("classes, dimensions", [(30, 32), (100, 100), (600, 512)])
+def test_the_embedding_has_room_for_the_classes(classes, dimensions):
+    model = UNet(classes, 1, 8, [1, 2], 1, [1], 2)
+    assert model.label.weight.shape == (classes + 1, dimensions)
+    assert model(torch.randn(2, 1, 8, 8), torch.tensor([0, 999]), torch.tensor([0, classes])).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("predict", ["v", "eps", "x0"])
 def test_the_loss_vanishes_for_the_perfect_prediction_alone(predict):
     schedule, x0 = Schedule(), torch.randn(64, 1, 4, 4).clamp(-1, 1)
     seen = []
@@ -73,9 +80,11 @@ def test_the_loss_vanishes_for_the_perfect_prediction_alone(predict):
             torch.from_numpy(np.sqrt(v)).float()[t][:, None, None, None] for v in (schedule.abar, 1 - schedule.abar)
         )
         eps = (x_t - a * x0) / s
-        out = a * eps - s * x0 if predict == "v" else eps
+        out = {"v": a * eps - s * x0, "eps": eps, "x0": x0}[predict]
         assert (to_x0(predict, out, x_t, a, s) - x0)[a.flatten() > 0.01].abs().max() < 1e-3
         seen.extend(t.tolist())
+        if predict == "x0":
+            off = off * s.clamp(min=train_diffusion.MIN_S)  # as an error of v
         return out + off
 
     assert diffusion_loss(perfect, x0, torch.zeros(64, dtype=torch.long), schedule, predict) < 1e-6
@@ -146,11 +155,33 @@ def recognizer(faces, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("patch, words", [(2, ""), (4, "a patch of 16 values is more than 8 channels can carry")])
-def test_a_patch_that_the_channels_cannot_carry_is_told(faces, tmp_path, capsys, patch, words):
-    succeed(train_diffusion, "--data", faces / "train", *SMALL_UNET, "--patch", patch, "--steps", 1, "--out", tmp_path)
+def test_the_loss_of_x0_is_that_of_the_v_it_stands_for():
+    """One denoiser, asked for v and for x0: the same loss, but for times at which s is below MIN_S."""
+    schedule, x0, y = Schedule(), torch.randn(256, 1, 4, 4).clamp(-1, 1), torch.zeros(256, dtype=torch.long)
+    losses = []
+    for predict in ("v", "x0"):
+
+        def half(x_t, t, y):
+            a, s = schedule.at(t)
+            clean = x_t * 0.5
+            return (a * x_t - clean) / s if predict == "v" else clean
+
+        torch.manual_seed(0)
+        schedule.at = lambda t: Schedule.at(schedule, t.clamp(min=40))  # s > MIN_S from here on
+        losses.append(diffusion_loss(half, x0, y, schedule, predict))
+    assert losses[0] > 0.1 and abs(losses[0] / losses[1] - 1) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "patch, predict, words",
+    [(2, "v", ""), (4, "x0", ""), (4, "v", "a patch of 16 values is more than 8 channels can carry")],
+)
+def test_a_patch_that_the_channels_cannot_carry_is_told(faces, tmp_path, capsys, patch, predict, words):
+    flags = ["--patch", patch, "--predict", predict, "--steps", 1, "--out", tmp_path]
+    succeed(train_diffusion, "--data", faces / "train", *SMALL_UNET, *flags)
     error = capsys.readouterr().err
-    assert ("warning" in error) == bool(words) and words in error and (not words or "--width 16" in error)
+    assert ("warning" in error) == bool(words) and words in error
+    assert not words or ("--width 16" in error and "--predict x0" in error)
 
 
 def test_frozen_conditions_are_the_recognisers_centres(faces, recognizer, tmp_path):

@@ -205,12 +205,13 @@ def test_a_second_run_does_what_is_missing_and_no_more(results, tmp_path):
 
 def test_rows_of_other_settings_are_refused(results, tmp_path):
     assert results("orl", ARMS="real", SEEDS="0", FOLDS="0")[0] == 0
-    code, commands = results("orl", ARMS="real", SEEDS="1", FOLDS="0", GENERATOR="--size 32 --steps 9")
-    assert code == 2 and not commands
-    code, commands = results(
-        "orl", ARMS="far", SEEDS="0", FOLDS="0", GENERATOR="--size 32 --steps 9", VALIDATION="nine"
-    )
+    for other in ({"GENERATOR": "--size 32 --steps 9"}, {"SAMPLER": "--guidance 2"}):
+        code, commands = results("orl", ARMS="real", SEEDS="1", FOLDS="0", **other)
+        assert code == 2 and not commands
+    other = {"GENERATOR": "--size 32 --steps 9", "SAMPLER": "--guidance 2", "VALIDATION": "nine"}
+    code, commands = results("orl", ARMS="far heun32", SEEDS="0", FOLDS="0", **other)
     assert code == 0 and {a.steps for a in of(commands, "train_diffusion.py")} == {9}
+    assert [a.guidance for a in of(commands, "sample_scoremix.py")] == [2, 2]
 
 
 def test_the_test_sets_are_as_large_as_evaluate_takes(results):
