@@ -83,6 +83,7 @@ def parse_args(argv=None):
             p.add_argument("--size", **size, default=112, help="pixels a side of the aligned faces (default: 112)")
             continue
         p.add_argument("--size", **size, help="store SIZE x SIZE (default: as they are)")
+        p.add_argument("--grey", action="store_true", help="store grey images (default: as they are)")
         p.add_argument("--crop", type=stage.number(int, 0), nargs=4, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
                        default=LFW_CROP if kind == "lfw" else None, help="crop box in pixels of the source, before "
                        f"--size (default: {' '.join(map(str, LFW_CROP)) if kind == 'lfw' else 'the whole image'})")
@@ -376,8 +377,9 @@ def find(args) -> tuple[dict, dict, list]:
 
 def run(args) -> None:
     targets, last, inputs = find(args)
-    crop, as_it_is = getattr(args, "crop", None), args.source in ("rec", "bin", "pairs", "tinyface")
-    as_it_is = as_it_is and not args.size and not crop  # then the files are copied, not encoded anew
+    crop, channels = getattr(args, "crop", None), 1 if getattr(args, "grey", False) else None
+    as_it_is = args.source in ("rec", "bin", "pairs", "tinyface")
+    as_it_is = as_it_is and not (args.size or crop or channels)  # then the files are copied, not encoded anew
 
     def opened(target: str):
         """The path of an image, or its bytes inside another file."""
@@ -392,7 +394,7 @@ def run(args) -> None:
         if args.source == "ijb":
             return ".png"  # told when it is aligned: reading all twice would cost hours
         image = opened(target)
-        stage.decode(image, args.size, crop=crop)
+        stage.decode(image, args.size, channels, crop)
         if not as_it_is:
             return ".png"
         with Image.open(image, formats=stage.FORMATS) as file:
@@ -405,8 +407,10 @@ def run(args) -> None:
             data = image.read_bytes() if isinstance(image, Path) else image()
             stage.write_atomic(goal, lambda p: p.write_bytes(data), sync=False)
             return
-        decoded = args.source != "ijb"  # whose function aligns the face and returns it
-        picture = Image.fromarray(stage.decode(opened(target), args.size, crop=crop).squeeze()) if decoded else image()
+        if args.source == "ijb":  # whose function aligns the face and returns it
+            picture = image()
+        else:
+            picture = Image.fromarray(stage.decode(opened(target), args.size, channels, crop).squeeze())
         stage.write_atomic(goal, lambda p: picture.save(p, "PNG"), sync=False)
 
     def each(action, text: str) -> list:

@@ -79,6 +79,24 @@ def test_folder_is_split_by_class(photos, tmp_path):
     assert np.array_equal(made, stage.decode(photos / train[0] / "1.jpg", 16, 3, (5, 10, 25, 30)))
 
 
+@pytest.mark.parametrize("size", [[], ["--size", "16"]])
+def test_grey(photos, tmp_path, size):
+    """Of a folder, and of a list of pairs, whose files would be copied otherwise."""
+    for i in (0, 1):
+        (photos / f"person {i}/0.jpg").rename(photos / f"person {i}/person {i}_0001.jpg")
+    (photos / "person 1/1.jpg").rename(photos / "person 1/person 1_0002.jpg")
+    (photos / "pairs.txt").write_text("1\t1\nperson 1\t1\t2\nperson 0\t1\tperson 1\t1\n")
+    for kind, count in (("folder", 15), ("pairs", 3)):
+        assert prepare_data.main([kind, str(photos), "--grey", *size, "--out", str(tmp_path / kind)]) == 0
+        images = [Image.open(p) for p in (tmp_path / kind).rglob("*.png")]
+        assert len(images) == count
+        assert {(i.mode, i.height) for i in images} == {("L", 16 if size else 40)}
+    source = photos / "person 2/1.jpg"
+    red, green, blue = np.asarray(Image.open(source)).astype(float).transpose(2, 0, 1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
+    assert np.abs(stage.decode(source, None, 1).squeeze() - luma).max() < 1
+
+
 def test_the_seed_draws_the_test_classes():
     names = [f"n{i}" for i in range(20)]
     draws = [prepare_data.split_by_class(names, 0.25, seed) for seed in range(5)]
