@@ -147,6 +147,12 @@ if [ ${#todo[@]} -gt 0 ]; then
   xargs <<< "$units" -n 1 -P "$JOBS" env OMP_NUM_THREADS="${threads:-1}" bash -euo pipefail -c 'unit "$1"' unit || failed=1
   printf '%s\n' "${todo[@]}" |
     xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS=1 bash -euo pipefail -c 'row "$@"' row || failed=1
+  mkdir -p "results/$SET/costs"
+  for u in $units; do
+    rm -rf "$RUNS/$u/costs"  # of the runs before
+    $PY costs.py "$RUNS/$u" --out "$RUNS/$u/costs"
+    cp "$RUNS/$u/costs/costs.json" "results/$SET/costs/$u.json"
+  done
 fi
 u=${folds[0]}; [ "$GENERATORS" = fold ] || u=${seeds[0]}
 pictures "$u" "${seeds[0]}"

@@ -5,6 +5,7 @@
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
         FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
         mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
+        FOLDER/costs/<unit>.json: what costs.py says of the unit's runs, where there are any.
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row, as fractions; FOLDER/gain.png, and
         distance.png and amount.png where arms differ by that. An arm called far@2500 is `far` with 2,500 steps of the
@@ -259,6 +260,19 @@ def quality(found: dict, numbers: Numbers) -> str:
     return "\n".join(lines)
 
 
+def spent(folder: Path, numbers: Numbers) -> str:
+    """Markdown: the hours of each stage, of a run on the mean and of all runs, measured by costs.py."""
+    runs = [r for path in sorted(folder.glob("*.json")) for r in json.loads(path.read_text())["runs"]]
+    lines = ["| stage | runs | hours a run | hours in all |", "|---" * 4 + "|"]
+    for name in dict.fromkeys(r["stage"] for r in runs):
+        hours = [r["hours"] for r in runs if r["stage"] == name]
+        mean = numbers.add("hours a run", np.mean(hours), arm=name, rows=len(hours))
+        lines.append(f"| {name} | {len(hours)} | {mean:.3f} | "
+                     f"{numbers.add('hours in all', sum(hours), arm=name, rows=len(hours)):.2f} |")
+    total = numbers.add("hours in all", sum(r["hours"] for r in runs), arm="all", rows=len(runs))
+    return "\n".join([*lines, f"| all | {len(runs)} | | {total:.2f} |"])
+
+
 def draw_gain(path: Path, rows: dict, far: str) -> None:
     """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
     arms = [a for a in ARMS if a != "real" and any(a == b for _, _, b in rows)]
@@ -332,6 +346,9 @@ def main(argv=None):
     if audits := read_reports(folder / "audit"):
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
                   quality(audits, numbers)]
+    if (folder / "costs").is_dir():
+        lines += ["", "What it cost: hours of a process, measured, two at a time on this set's machine (costs.py):", "",
+                  spent(folder / "costs", numbers)]
     draw_gain(folder / "gain.png", rows, far)
     pairs = {a: v for a, v in read_reports(folder / "pairs").items() if any(a == b for *_, b in own)}
     distances = {a: np.mean([r["distances"]["chosen_mean"] for r in pairs[a]]) for a in ("close", "random", "far")

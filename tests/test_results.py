@@ -41,6 +41,7 @@ touched = {
     "sample_scoremix.py": ["preview.png", "manifest.csv"],
     "audit.py": ["nearest.png", "audit.json"],
     "evaluate.py": ["draws.npz", "roc.png", "results.json"],
+    "costs.py": ["costs.json"],
 }
 if argv[0] in touched:
     touch(*touched[argv[0]])
@@ -124,6 +125,8 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     assert {a.partition("@")[0] for a in arms} <= set(tables.ARMS)
     code, commands = results(name, ARMS=" ".join(arms), SEEDS="1", FOLDS="0")
     assert code == 0 and commands[-1] == ["results/tables.py", f"results/{name}"]
+    assert of(commands, "costs.py")[0].runs == [f"runs/{name}/{unit}"]
+    assert (tmp_path / f"results/{name}/costs/{unit}.json").exists()
     for command in commands[:-1]:
         parsed(command)
     rows = {p.name for p in (tmp_path / f"results/{name}/rows").iterdir()}
@@ -242,7 +245,7 @@ def test_validation_never_sees_the_test_classes(results, tmp_path):
 def test_the_committed_tables_are_those_of_the_committed_rows(folder, tmp_path):
     if (ROOT / folder / "settings").exists():
         shutil.copy(ROOT / folder / "settings", tmp_path)
-    for part in ("rows", "audit", "pairs"):
+    for part in ("rows", "audit", "pairs", "costs"):
         if (ROOT / folder / part).is_dir():
             shutil.copytree(ROOT / folder / part, tmp_path / part)
     done = subprocess.run([sys.executable, ROOT / "results/tables.py", tmp_path], capture_output=True, text=True)

@@ -162,6 +162,20 @@ def test_arms_without_a_row_in_common_with_real(tmp_path):
     assert "| real + close pairs | 1 | 10.0 |  |  |" in text and "nan" not in text and "has every number" in text
 
 
+def test_hours_are_told_by_stage(folder):
+    path, _ = folder
+    (path / "costs").mkdir()
+    for unit, hours in ((0, [1.5, 0.25]), (1, [2.5, 0.5, 0.75])):
+        runs = [{"stage": f"train_{('diffusion', 'recognizer')[i > 0]}", "hours": h} for i, h in enumerate(hours)]
+        (path / f"costs/{unit}.json").write_text(json.dumps({"runs": runs}))
+    succeed(tables, path)
+    lines = (path / "table.md").read_text().splitlines()
+    at = lines.index("| train_diffusion | 2 | 2.000 | 4.00 |")
+    assert lines[at + 1 : at + 3] == ["| train_recognizer | 3 | 0.500 | 1.50 |", "| all | 5 | | 5.50 |"]
+    found = {(x["what"], x["arm"]): float(x["value"]) for x in csv.DictReader(open(path / "results.csv", newline=""))}
+    assert found["hours a run", "train_diffusion"] == 2 and found["hours in all", "all"] == 5.5
+
+
 def test_the_audits_are_averaged_over_folds(folder):
     path, _ = folder
     (path / "audit").mkdir()
