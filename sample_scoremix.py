@@ -61,6 +61,8 @@ def parse_args(argv=None):
                    "weights, such as 0.7 0.7 (default: score)")
     g.add_argument("--window", type=stage.number(float, 0, 1e9), nargs=2, metavar=("LOW", "HIGH"),
                    help="mix only at noise levels s/a from LOW to HIGH, elsewhere class_1 alone (default: everywhere)")
+    g.add_argument("--correlation", type=stage.number(float, 0, 1), default=0.0, metavar="RHO",
+                   help="of the noise of a class's images: the higher, the more they are alike (default: 0)")
     g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
                    help="classifier-free guidance; 1 is none and costs no evaluation (default: 1)")
     g.add_argument("--guide", metavar="RUN", help="a weaker generator of the same classes, such as a model-STEP.pt of "
@@ -163,9 +165,9 @@ def evaluations(solver: str, steps: int) -> int:
     return 2 * steps - 1 if solver == "heun" else steps
 
 
-def draw_noise(generators: list, shape, device) -> torch.Tensor:
-    """Standard normal (B, *shape), each image from its own CPU generator, so that it does not depend on the batch."""
-    noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+def draw_noise(sources: list, shape, device) -> torch.Tensor:
+    """Standard normal (B, *shape), each image from a source of its own (see image_noise), whatever its batch is."""
+    noise = torch.stack([draw(shape) for draw in sources])
     if torch.device(device).type == "cuda":
         noise = noise.pin_memory()  # then neither side waits for the transfer
     return noise.to(device, non_blocking=True)
@@ -173,12 +175,13 @@ def draw_noise(generators: list, shape, device) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim", steps: int = 50, eta: float = 0.0,
-           generators: list | None = None, times: list | None = None) -> torch.Tensor:
+           sources: list | None = None, times: list | None = None) -> torch.Tensor:
     """Run the reverse diffusion from x_T (B, C, H, W) to images of the same shape.
 
     denoise(x_t, t) -> x0 with t (B,), long but for heun; mixing, guidance and clipping are its affair, each time it is
-    called. eps is derived from the x0 it returns, so a clipped x0 stays consistent. generators: one an image, needed
-    where noise is added (eta > 0, ddpm). times: falling times to follow instead of the solver's own `timesteps`.
+    called. eps is derived from the x0 it returns, so a clipped x0 stays consistent. sources: of noise, one an image
+    (see image_noise), needed where noise is added (eta > 0, ddpm). times: falling times to follow instead of the
+    solver's own `timesteps`.
     """
     eta = 1.0 if solver == "ddpm" else eta  # DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, Sec. 4.1)
 
@@ -209,7 +212,7 @@ def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim",
             sigma = eta * s_next / s * math.sqrt(1 - (a / a_next) ** 2)  # Song et al. 2021, Eq. 16
             x = a_next * x0 + math.sqrt(s_next ** 2 - sigma ** 2) * eps  # Song et al. 2021, Eq. 12
             if sigma > 0:
-                x = x + sigma * draw_noise(generators, x.shape[1:], x.device)
+                x = x + sigma * draw_noise(sources, x.shape[1:], x.device)
     return x
 
 
@@ -251,17 +254,27 @@ def folder_name(mix: tuple[str, ...]) -> str:
     return name
 
 
-def image_generator(seed: int, mix: tuple[str, ...], index: int) -> torch.Generator:
-    """The random numbers of one image: a function of (seed, class names in order, index) alone."""
-    return torch.Generator().manual_seed(stage.seed_of("image", seed, *mix, index))
+def image_noise(seed: int, mix: tuple[str, ...], index: int, correlation: float = 0.0):
+    """The closure `draw(shape)` of one image's noise: a function of (seed, class names in order, index) alone.
+
+    With a correlation rho it is sqrt(rho) n_class + sqrt(1 - rho) n_image, still standard normal: the images of a class
+    share a part of their noise (as the frames of a video do in Ge et al. 2023), and look more alike.
+    """
+    def source(*key):
+        generator = torch.Generator().manual_seed(stage.seed_of(*key))
+        return lambda shape: torch.randn(shape, generator=generator)
+    own, shared = source("image", seed, *mix, index), source("class", seed, *mix)
+    if correlation == 0:
+        return own
+    return lambda shape: correlation ** 0.5 * shared(shape) + (1 - correlation) ** 0.5 * own(shape)
 
 
 def draw_images(denoise, keys: list, seed: int, shape, device, schedule: Schedule, solver: str, steps: int,
-                eta: float = 0.0, times: list | None = None) -> np.ndarray:
+                eta: float = 0.0, times: list | None = None, correlation: float = 0.0) -> np.ndarray:
     """uint8 images (B, H, W, C) by `sample`, each from the noise of its key, (class names, index). shape: (C, H, W)."""
-    generators = [image_generator(seed, mix, index) for mix, index in keys]
-    x_T = draw_noise(generators, shape, device).contiguous(memory_format=torch.channels_last)
-    return to_uint8(sample(denoise, x_T, schedule, solver, steps, eta, generators, times))
+    sources = [image_noise(seed, mix, index, correlation) for mix, index in keys]
+    x_T = draw_noise(sources, shape, device).contiguous(memory_format=torch.channels_last)
+    return to_uint8(sample(denoise, x_T, schedule, solver, steps, eta, sources, times))
 
 
 def convex(weights) -> bool:
@@ -372,7 +385,8 @@ def run(args) -> None:
             predict = guide["config"]["predict"]
             weak_denoise = mixed_denoiser(weak, schedule, predict, y, shares, 1.0, False, args.mix, args.window)
             denoise = autoguided(denoise, weak_denoise, args.autoguidance)
-        images = draw_images(denoise, keys, args.seed, shape, device, schedule, args.solver, args.steps, args.eta)
+        images = draw_images(denoise, keys, args.seed, shape, device, schedule, args.solver, args.steps, args.eta,
+                             correlation=args.correlation)
         calls = evaluations(args.solver, args.steps) * len(keys)
         m = 1 if args.mix == "condition" else len(names[0])
         strong, soft = calls * (m + (args.guidance != 1)), calls * m * bool(args.guide)

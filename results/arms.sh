@@ -3,8 +3,9 @@
 #   SET                     the folder below results/
 #   prepare U               a function that writes $RUNS/U/data/train and $RUNS/U/data/test
 #   RECOGNIZER, GENERATOR   all flags of every train_recognizer.py and train_diffusion.py
-#   SAMPLER                 flags of every sample_scoremix.py (default: none). All three are kept in results/SET/settings,
-#                           and refused if they are not those of the rows that are there
+#   SAMPLER                 flags of every sample_scoremix.py (default: none)
+#   MIXES                   mixes for every class, where an arm does not say otherwise (default: mine_pairs.py's, 5). All
+#                           four are kept in results/SET/settings, and refused if the rows there have others
 #   FOLDS, SEEDS, ARMS      the rows to have: each FOLD-SEED-ARM is a file in rows/, and not run again
 #   GENERATORS              fold: a generator and a mining recogniser a fold (U is the fold), for all its seeds
 #                           seed: every seed has its own (U is the seed), so the spread of the rows covers them
@@ -15,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SET+=${VALIDATION:+/validation/$VALIDATION}
-export PY=${PY:-python3} RUNS=${RUNS:-runs/$SET} JOBS=${JOBS:-2} SAMPLER=${SAMPLER-}
+export PY=${PY:-python3} RUNS=${RUNS:-runs/$SET} JOBS=${JOBS:-2} SAMPLER=${SAMPLER-} MIXES=${MIXES-}
 export SET RECOGNIZER GENERATOR GENERATORS ARMS
 export DATA=${VALIDATION:+validation}; DATA=${DATA:-data}
 read -ra folds <<< "$FOLDS"; read -ra seeds <<< "$SEEDS"; read -ra arms <<< "$ARMS"
@@ -24,12 +25,13 @@ exec 9> "$RUNS/.lock"  # the jobs inherit it: they may outlive this script
 flock -n 9 || { echo "run.sh: another one, or a job that it started, is at work in $RUNS; wait for it" >&2; exit 2; }
 settings="RECOGNIZER $RECOGNIZER
 GENERATOR $GENERATOR${SAMPLER:+
-SAMPLER $SAMPLER}
+SAMPLER $SAMPLER}${MIXES:+
+MIXES $MIXES}
 GENERATORS $GENERATORS"
 [ -e "results/$SET/settings" ] || echo "$settings" > "results/$SET/settings"
 if [ "$settings" != "$(cat "results/$SET/settings")" ]; then
-  echo "run.sh: RECOGNIZER, GENERATOR or SAMPLER are not those in results/$SET/settings, which its rows were run with;" \
-    "leave them out, or give the rows a folder of their own with VALIDATION=NAME" >&2
+  echo "run.sh: RECOGNIZER, GENERATOR, SAMPLER or MIXES are not those in results/$SET/settings, which its rows were run" \
+    "with; leave them out, or give the rows a folder of their own with VALIDATION=NAME" >&2
   exit 2
 fi
 
@@ -56,22 +58,23 @@ recognizer() {  # U SEED ARM: train $RUNS/U/ARM-SEED; the arm far@2500 is far wi
 }
 
 images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
-  local D=$RUNS/$1 arm=$2 seed=$(own "$1") classes miner G mine sample train=()
+  local D=$RUNS/$1 arm=$2 seed=$(own "$1") classes count miner G mine sample train=()
   classes=$(find "$D/$DATA/train/" -mindepth 1 -maxdepth 1 | wc -l)
-  miner=$D/real-$seed mine=(--seed "$seed") sample=(--seed "$seed")
+  count=$((classes * ${MIXES:-5}))
+  miner=$D/real-$seed mine=(--seed "$seed" ${MIXES:+--count $count}) sample=(--seed "$seed")
   case $arm in
     real | larger | mixup) return 0 ;;
     far) ;;
     random | close) mine+=(--strategy "$arm") ;;
-    reproduction) mine+=(--order 1) sample+=(--per-class 25) ;;  # as many images as 5 mixes a class, of 5
+    reproduction) mine=(--seed "$seed" --order 1) sample+=(--per-class $((count / classes * 5))) ;;  # as many images
     auggen) mine+=(--strategy random) sample+=(--mix condition --weights 0.7 0.7) ;;
     auggen-double) mine+=(--strategy random) sample+=(--mix condition --weights 0.7 0.7 --per-class 10) ;;  # equal cost
     triplet) mine+=(--order 3) ;;
     condition-far) mine+=(--space condition --generator "$D/generator") ;;
     condition-close) mine+=(--space condition --generator "$D/generator" --strategy close) ;;
-    half) mine+=(--count $((classes * 5 / 2))) ;;
-    double) mine+=(--count $((classes * 10))) ;;
-    quadruple) mine+=(--count $((classes * 20))) ;;
+    half) mine+=(--count $((count / 2))) ;;
+    double) mine+=(--count $((count * 2))) ;;
+    quadruple) mine+=(--count $((count * 4))) ;;
     backbone) recognizer "$1" "$seed" larger; miner=$D/larger-$seed ;;
     remined) images "$1" far; recognizer "$1" "$seed" far; miner=$D/far-$seed ;;
     ddpm25) sample+=(--steps 25) ;;

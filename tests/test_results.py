@@ -211,10 +211,14 @@ def test_rows_of_other_settings_are_refused(results, tmp_path):
     for other in ({"GENERATOR": "--size 32 --steps 9"}, {"SAMPLER": "--guidance 2"}):
         code, commands = results("orl", ARMS="real", SEEDS="1", FOLDS="0", **other)
         assert code == 2 and not commands
-    other = {"GENERATOR": "--size 32 --steps 9", "SAMPLER": "--guidance 2", "VALIDATION": "nine"}
-    code, commands = results("orl", ARMS="far heun32", SEEDS="0", FOLDS="0", **other)
+    other = {"GENERATOR": "--size 32 --steps 9", "SAMPLER": "--guidance 2", "MIXES": "2", "VALIDATION": "nine"}
+    code, commands = results("orl", ARMS="far double reproduction heun32", SEEDS="0", FOLDS="0", **other)
     assert code == 0 and {a.steps for a in of(commands, "train_diffusion.py")} == {9}
-    assert [a.guidance for a in of(commands, "sample_scoremix.py")] == [2, 2]
+    assert [a.guidance for a in of(commands, "sample_scoremix.py")] == [2] * 4
+    classes = 4  # that the stand-in writes
+    counts = {Path(a.out).stem: a.count for a in of(commands, "mine_pairs.py")}
+    assert counts == {"far": 2 * classes, "double": 4 * classes, "reproduction": None, "heun32": 2 * classes}
+    assert {Path(a.out).stem: a.per_class for a in of(commands, "sample_scoremix.py")}["reproduction"] == 10
 
 
 def test_the_test_sets_are_as_large_as_evaluate_takes(results):

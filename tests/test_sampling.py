@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sample_scoremix
-from sample_scoremix import draw_noise, folder_name, image_generator, mixed_denoiser, sample, timesteps
+from sample_scoremix import draw_noise, folder_name, image_noise, mixed_denoiser, sample, timesteps
 from train_diffusion import Schedule, UNet
 
 SHAPE = (1, 2, 3)
@@ -40,13 +40,19 @@ class GaussianModel:
         return {"v": (a * x - x0) / s, "eps": (x - a * x0) / s, "x0": x0}[self.predict]
 
 
+def source(seed):
+    """The noise of one image, as image_noise gives it."""
+    generator = torch.Generator().manual_seed(seed)
+    return lambda shape: torch.randn(shape, generator=generator)
+
+
 def draw(model, schedule, y, weights, n=64, steps=50, eta=0.0, clip=False, **kw):
-    generators = [torch.Generator().manual_seed(i) for i in range(n)]
-    x_T = draw_noise(generators, SHAPE, "cpu")
+    sources = [source(i) for i in range(n)]
+    x_T = draw_noise(sources, SHAPE, "cpu")
     denoise = mixed_denoiser(
         model, schedule, getattr(model, "predict", "v"), torch.tensor([y] * n), weights, clip=clip, **kw
     )
-    return sample(denoise, x_T, schedule, "ddim", steps, eta, generators)
+    return sample(denoise, x_T, schedule, "ddim", steps, eta, sources)
 
 
 @pytest.mark.parametrize("predict", ["v", "eps", "x0"])
@@ -70,7 +76,7 @@ def test_samples_have_the_moments_of_the_mix(eta):
 
 def test_deterministic_ddim_follows_the_exact_flow():
     schedule = Schedule()
-    x_T = draw_noise([torch.Generator().manual_seed(i) for i in range(8)], SHAPE, "cpu")
+    x_T = draw_noise([source(i) for i in range(8)], SHAPE, "cpu")
     a, s = schedule.coefficients(schedule.T - 1)
     exact = MEANS[0] + STD * (x_T - a * MEANS[0]) / math.sqrt(a**2 * STD**2 + s**2)
     errors = [
@@ -96,10 +102,10 @@ def slow_ddim(denoise, x, abar, times, eta, noises):
 def test_ddim_step_against_a_slow_twin(eta):
     schedule, steps, n = Schedule(), 7, 3
     denoise = mixed_denoiser(GaussianModel(schedule), schedule, "v", torch.tensor([[0, 1]] * n), [0.5, 0.5])
-    generators = [torch.Generator().manual_seed(i) for i in range(n)]
-    x_T = draw_noise(generators, SHAPE, "cpu")
-    fast = sample(denoise, x_T, schedule, "ddim", steps, eta, generators)
-    twins = [torch.Generator().manual_seed(i) for i in range(n)]
+    sources = [source(i) for i in range(n)]
+    x_T = draw_noise(sources, SHAPE, "cpu")
+    fast = sample(denoise, x_T, schedule, "ddim", steps, eta, sources)
+    twins = [source(i) for i in range(n)]
     draw_noise(twins, SHAPE, "cpu")
     noises = [draw_noise(twins, SHAPE, "cpu").numpy() for _ in range(steps)]
     slow = slow_ddim(denoise, x_T, schedule.abar, timesteps(schedule, "ddim", steps), eta, noises)
@@ -110,10 +116,10 @@ def test_ddpm_is_the_ancestral_posterior():
     """x' ~ N(posterior mean, posterior variance) of Ho et al. 2020, Eq. 6 and 7, over all T steps."""
     schedule, n = Schedule(T=20), 3
     denoise = mixed_denoiser(GaussianModel(schedule), schedule, "v", torch.tensor([[0]] * n), [1.0], clip=False)
-    generators = [torch.Generator().manual_seed(i) for i in range(n)]
-    x = draw_noise(generators, SHAPE, "cpu")
-    found = sample(denoise, x, schedule, "ddpm", 20, generators=generators)
-    twins = [torch.Generator().manual_seed(i) for i in range(n)]
+    sources = [source(i) for i in range(n)]
+    x = draw_noise(sources, SHAPE, "cpu")
+    found = sample(denoise, x, schedule, "ddpm", 20, sources=sources)
+    twins = [source(i) for i in range(n)]
     x = draw_noise(twins, SHAPE, "cpu").double()
     for t in range(19, -1, -1):
         abar, before = schedule.abar[t], schedule.abar[t - 1] if t else 1.0
@@ -163,7 +169,7 @@ def test_order_of_convergence(solver, order):
 def test_second_order_solvers_draw_the_gaussian_between_with_few_steps(solver):
     """Mixing in both evaluations of Heun, the mixed x0 in the history of dpm++: the exact case of equal variances."""
     schedule, n = Schedule(), 32
-    x_T = draw_noise([torch.Generator().manual_seed(i) for i in range(n)], SHAPE, "cpu")
+    x_T = draw_noise([source(i) for i in range(n)], SHAPE, "cpu")
     model = GaussianModel(schedule)
     denoise = mixed_denoiser(model, schedule, "v", torch.tensor([[0, 1]] * n), [0.3, 0.7], clip=False)
     mean = 0.3 * MEANS[0] + 0.7 * MEANS[1]
@@ -193,7 +199,7 @@ def slow_dpm(denoise, x, abar, times):
 def test_dpm_step_against_a_slow_twin():
     schedule, n = Schedule(), 3
     denoise = mixed_denoiser(GaussianModel(schedule), schedule, "v", torch.tensor([[0, 1]] * n), [0.5, 0.5])
-    x_T = draw_noise([torch.Generator().manual_seed(i) for i in range(n)], SHAPE, "cpu")
+    x_T = draw_noise([source(i) for i in range(n)], SHAPE, "cpu")
     slow = slow_dpm(denoise, x_T, schedule.abar, timesteps(schedule, "dpm++", 9))
     assert (sample(denoise, x_T, schedule, "dpm++", 9) - slow).abs().max() < 1e-4
 
@@ -363,12 +369,23 @@ def test_guidance_moves_away_from_the_null_class(unet):
 
 def test_noise_depends_on_seed_classes_and_index_alone():
     def noise(*key):
-        return torch.randn(5, generator=image_generator(*key))
+        return image_noise(*key)(5)
 
     base = noise(0, ("a", "b"), 3)
     assert torch.equal(base, noise(0, ("a", "b"), 3))
     for other in ((1, ("a", "b"), 3), (0, ("b", "a"), 3), (0, ("a", "b"), 4), (0, ("ab",), 3)):
         assert not torch.equal(base, noise(*other))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.3, 0.9, 1.0])
+def test_images_of_a_mix_share_a_part_of_their_noise(rho):
+    """Unit variance whatever rho is; correlation rho within a mix, at every draw, and none between mixes."""
+    a, b, c = (image_noise(0, *key, rho) for key in ((("a", "b"), 0), (("a", "b"), 1), (("a", "c"), 0)))
+    for _ in range(3):
+        found = np.corrcoef([draw(20_000).numpy() for draw in (a, b, c)])
+        assert np.abs(found - [[1, rho, 0], [rho, 1, 0], [0, 0, 1]]).max() < 0.03
+        assert abs(a(20_000).std() - 1) < 0.03 and [len(draw(20_000)) for draw in (b, c)]  # all at the same place
+    assert torch.equal(image_noise(0, ("a",), 1)(5), image_noise(0, ("a",), 1, 0.0)(5))
 
 
 def test_folder_names_keep_mixes_apart():

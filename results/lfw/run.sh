@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # The rows of results/lfw/table.md, by documented commands only (`make results-lfw`): people with four images or more, 20
-# of each at most, four fifths of the people to train, the others to test. LFW=DIR reads DIR/<name>/<image>, which here
-# were the deep-funneled images; without it scikit-learn fetches the funneled ones. ../arms.sh says how rows are run.
+# of each at most, in grey, four fifths of the people to train, the others to test. LFW=DIR reads DIR/<name>/<image>,
+# which here were the deep-funneled images; without it scikit-learn fetches the funneled ones. ../arms.sh says how rows
+# are run.
 SET=lfw GENERATORS=fold FOLDS=0 SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far close random reproduction}
-RECOGNIZER=${RECOGNIZER:---size 64 --steps 10000} GENERATOR=${GENERATOR:---size 64 --steps 20000}
+RECOGNIZER=${RECOGNIZER:---size 64 --steps 10000} GENERATOR=${GENERATOR:---size 64 --patch 4 --steps 40000}
 
 prepare() {
   need "$RUNS/$1/data/split.json" \
-    $PY prepare_data.py lfw ${LFW:+"$LFW"} --per-class 20 --size 64 --out "$RUNS/$1/data"
+    $PY prepare_data.py lfw ${LFW:+"$LFW"} --per-class 20 --size 64 --grey --out "$RUNS/$1/data"
 }
 . "$(dirname "$0")/../arms.sh"
