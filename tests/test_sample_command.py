@@ -66,6 +66,18 @@ def test_one_column_reproduces_the_class_under_its_own_name(generator, tmp_path)
     assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir()) == ["s11", "s13"]
 
 
+def test_correlated_noise_makes_the_images_of_a_class_alike(generator, tmp_path):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2,distance\ns11,s12,1.2\ns13,s14,1.1\n")
+    apart = []  # mean difference of two images of a class, for each correlation
+    for rho in ("0", "0.9", "1"):
+        assert sample_scoremix.main(command(generator, pairs, tmp_path / rho, "--correlation", rho)) == 0
+        drawn = pixels(tmp_path / rho)
+        classes = [np.stack([v for p, v in drawn.items() if p.parent.name == c]) for c in ("s11+s12", "s13+s14")]
+        apart.append(np.mean([np.abs(x[1:] - x[0]).mean() for x in classes]))
+        assert np.abs(classes[0][0] - classes[1][0]).mean() > 10  # classes stay apart
+    assert apart[0] > 2 * apart[1] > 0 and apart[2] <= 1
+
+
 def test_three_columns_and_given_weights(generator, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2,class_3,distance\ns11,s12,s13,3\n")
     assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.5", "0.25", "0.25")) == 0
