@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -60,12 +61,10 @@ MINED = {
     "triplet": {"order": 3},
     "condition-far": {"space": "condition"},
     "condition-close": {"space": "condition", "strategy": "close"},
-    "half": {"count": 10},
-    "double": {"count": 40},
-    "quadruple": {"count": 80},
 }
+AMOUNT = {"half": 0.5, "double": 2, "quadruple": 4}
+CLASSES = 4  # that the stand-in for prepare_data.py writes
 SAMPLED = {
-    "reproduction": {"per_class": 25},
     "auggen": {"mix": "condition", "weights": [0.7, 0.7]},
     "auggen-double": {"mix": "condition", "weights": [0.7, 0.7], "per_class": 10},
     "ddpm25": {"steps": 25},
@@ -140,10 +139,14 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     D = f"runs/{name}/{unit}"
     by = {s: {Path(a.out).stem: a for a in of(commands, s)} for s in ("mine_pairs.py", "sample_scoremix.py")}
     mined, sampled = by.values()
-    plain = {n: getattr(mined["far"], n) for n in ("order", "strategy", "space", "count", "max_uses", "seed")}
-    assert plain["strategy"] == "distant" and plain["count"] is None
+    plain = {n: getattr(mined["far"], n) for n in ("order", "strategy", "space", "max_uses", "seed")}
+    assert plain["strategy"] == "distant"
+    own = re.search(r"MIXES=\$\{MIXES:-(\d+)\}", (tmp_path / f"results/{name}/run.sh").read_text())
+    mixes = int(own[1]) if own else 5  # for every class; 5 is what mine_pairs.py does without --count
     for arm, a in mined.items():
         assert {n: getattr(a, n) for n in plain} == plain | MINED.get(arm, {}), arm
+        count = CLASSES * mixes * AMOUNT.get(arm, 1)
+        assert a.count == (count if arm in AMOUNT or own and arm != "reproduction" else None), arm
         miner = {"backbone": f"{D}/larger-{seed}", "remined": f"{D}/far-{seed}"}.get(arm, f"{D}/real-{seed}")
         expected = (None, None) if arm.startswith("condition") else (miner, [f"{D}/data/train"])
         assert (a.recognizer, a.data) == expected, arm
@@ -157,11 +160,13 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
         "window",
         "autoguidance",
         "guidance",
+        "correlation",
         "seed",
     )
     plain = {n: getattr(sampled["far"], n) for n in names}
     for arm, a in sampled.items():
-        assert {n: getattr(a, n) for n in plain} == plain | SAMPLED.get(arm, {}), arm
+        expected = {"per_class": 5 * mixes} if arm == "reproduction" else SAMPLED.get(arm, {})
+        assert {n: getattr(a, n) for n in plain} == plain | expected, arm
         assert a.pairs == f"{D}/{arm}.csv" and a.generator == f"{D}/generator" + f"-{arm}" * (arm in OWN_GENERATOR)
     for a in of(commands, "train_diffusion.py"):
         arm = Path(a.out).name.partition("-")[2]
@@ -215,9 +220,8 @@ def test_rows_of_other_settings_are_refused(results, tmp_path):
     code, commands = results("orl", ARMS="far double reproduction heun32", SEEDS="0", FOLDS="0", **other)
     assert code == 0 and {a.steps for a in of(commands, "train_diffusion.py")} == {9}
     assert [a.guidance for a in of(commands, "sample_scoremix.py")] == [2] * 4
-    classes = 4  # that the stand-in writes
     counts = {Path(a.out).stem: a.count for a in of(commands, "mine_pairs.py")}
-    assert counts == {"far": 2 * classes, "double": 4 * classes, "reproduction": None, "heun32": 2 * classes}
+    assert counts == {"far": 2 * CLASSES, "double": 4 * CLASSES, "reproduction": None, "heun32": 2 * CLASSES}
     assert {Path(a.out).stem: a.per_class for a in of(commands, "sample_scoremix.py")}["reproduction"] == 10
 
 
