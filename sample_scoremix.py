@@ -255,17 +255,19 @@ def folder_name(mix: tuple[str, ...]) -> str:
 
 
 def image_noise(seed: int, mix: tuple[str, ...], index: int, correlation: float = 0.0):
-    """The closure `draw(shape)` of one image's noise: a function of (seed, class names in order, index) alone.
+    """The closure `draw(shape)` of one image's noise: a function of the arguments alone.
 
-    With a correlation rho it is sqrt(rho) n_class + sqrt(1 - rho) n_image, still standard normal: the images of a class
-    share a part of their noise (as the frames of a video do in Ge et al. 2023), and look more alike.
+    mix: the class names in order; index: the image's number. With a correlation rho the noise is sqrt(rho) n_class +
+    sqrt(1 - rho) n_image, still standard normal: the images of a class share a part of it (as the frames of a video do
+    in Ge et al. 2023), and look more alike.
     """
     def source(*key):
         generator = torch.Generator().manual_seed(stage.seed_of(*key))
         return lambda shape: torch.randn(shape, generator=generator)
-    own, shared = source("image", seed, *mix, index), source("class", seed, *mix)
+    own = source("image", seed, *mix, index)
     if correlation == 0:
         return own
+    shared = source("class", seed, *mix)
     return lambda shape: correlation ** 0.5 * shared(shape) + (1 - correlation) ** 0.5 * own(shape)
 
 

@@ -50,8 +50,8 @@ def parse_args(argv=None):
     add("dropout", float, 0, 0.9, "dropout in the residual blocks")
     g.add_argument("--label-dropout", type=stage.number(float, 0, 0.9), default=0.1, metavar="P",
                    help="share of the images trained as the null class, for classifier-free guidance (default: 0.1)")
-    g.add_argument("--predict", choices=["v", "eps", "x0"], default="v", help="what the network predicts; x0, with the "
-                   "loss of v, where a patch has more values than the network has channels (default: v)")
+    g.add_argument("--predict", choices=["v", "eps", "x0"], default="v", help="what the network predicts; x0 has "
+                   "the loss of v, and is for patches of more values than the network has channels (default: v)")
     g.add_argument("--align", type=stage.number(float, 0, 1e6), default=0.0, metavar="W",
                    help="weight of a loss that pulls denoised images to the recogniser's class centres (default: 0)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="weights, batches and noise (default: 0)")

@@ -20,7 +20,7 @@ export PY=${PY:-python3} RUNS=${RUNS:-runs/$SET} JOBS=${JOBS:-2} SAMPLER=${SAMPL
 export SET RECOGNIZER GENERATOR GENERATORS ARMS
 export DATA=${VALIDATION:+validation}; DATA=${DATA:-data}
 read -ra folds <<< "$FOLDS"; read -ra seeds <<< "$SEEDS"; read -ra arms <<< "$ARMS"
-mkdir -p "results/$SET/rows" "results/$SET/audit" "results/$SET/pairs" "$RUNS"
+mkdir -p "results/$SET"/{rows,audit,pairs,costs} "$RUNS"
 exec 9> "$RUNS/.lock"  # the jobs inherit it: they may outlive this script
 flock -n 9 || { echo "run.sh: another one, or a job that it started, is at work in $RUNS; wait for it" >&2; exit 2; }
 settings="RECOGNIZER $RECOGNIZER
@@ -39,6 +39,10 @@ need() {  # FILE COMMAND...: run the command unless the file is there
   [ -e "$1" ] || "${@:2}"
 }
 
+keep() {  # RUN STAGE NAME: what a run cost
+  cp "$1/cost.json" "results/$SET/costs/$2-$3.json"
+}
+
 own() {  # U: the seed of its generator and mining recogniser
   if [ "$GENERATORS" = seed ]; then echo "$1"; else echo 0; fi
 }
@@ -55,20 +59,23 @@ recognizer() {  # U SEED ARM: train $RUNS/U/ARM-SEED; the arm far@2500 is far wi
   [ "$arm" = "$3" ] || flags+=(--steps "${3#*@}")
   need "$D/$3-$2/model.pt" $PY train_recognizer.py --data "${data[@]}" $RECOGNIZER --seed "$2" --compile "${flags[@]}" \
     --out "$D/$3-$2"
+  keep "$D/$3-$2" train_recognizer "$1-$2-$3"
 }
 
 images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
-  local D=$RUNS/$1 arm=$2 seed=$(own "$1") classes count miner G mine sample train=()
+  local D=$RUNS/$1 arm=$2 seed=$(own "$1") classes count miner G mine sample double=10 train=()
   classes=$(find "$D/$DATA/train/" -mindepth 1 -maxdepth 1 | wc -l)
   count=$((classes * ${MIXES:-5}))
+  [[ $SAMPLER != *--guidance* ]] || double=8  # of AugGen's images each costs 2 evaluations a step then, of ours 3
   miner=$D/real-$seed mine=(--seed "$seed" ${MIXES:+--count $count}) sample=(--seed "$seed")
   case $arm in
     real | larger | mixup) return 0 ;;
     far) ;;
     random | close) mine+=(--strategy "$arm") ;;
-    reproduction) mine=(--seed "$seed" --order 1) sample+=(--per-class $((count / classes * 5))) ;;  # as many images
+    # reproductions are as many images, and join a real class, so they need not be alike
+    reproduction) mine=(--seed "$seed" --order 1) sample+=(--per-class $((count / classes * 5)) --correlation 0) ;;
     auggen) mine+=(--strategy random) sample+=(--mix condition --weights 0.7 0.7) ;;
-    auggen-double) mine+=(--strategy random) sample+=(--mix condition --weights 0.7 0.7 --per-class 10) ;;  # equal cost
+    auggen-double) mine+=(--strategy random) sample+=(--mix condition --weights 0.7 0.7 --per-class $double) ;;
     triplet) mine+=(--order 3) ;;
     condition-far) mine+=(--space condition --generator "$D/generator") ;;
     condition-close) mine+=(--space condition --generator "$D/generator" --strategy close) ;;
@@ -97,6 +104,9 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     --out "$D/audit-$arm"
   cp "$D/audit-$arm/audit.json" "results/$SET/audit/$1-$arm.json"
   cp "$D/$arm.json" "results/$SET/pairs/$1-$arm.json"
+  keep "$G" train_diffusion "$1-$(basename "$G")"
+  keep "$D/$arm" sample_scoremix "$1-$arm"
+  keep "$D/audit-$arm" audit "$1-$arm"
 }
 
 unit() {  # U: what the rows of a fold (or a seed) need
@@ -114,6 +124,7 @@ row() {  # U FOLD SEED ARM: retrain and evaluate
   recognizer "$1" "$3" "$4"
   need "$D/report-$4-$3/results.json" \
     $PY evaluate.py --model "$D/$4-$3" --data "$D/$DATA/test" --out "$D/report-$4-$3"
+  keep "$D/report-$4-$3" evaluate "$2-$3-$4"
   cp "$D/$4-$3/log.jsonl" "$row.jsonl"
   cp "$D/report-$4-$3/draws.npz" "$row.npz"
   cp "$D/report-$4-$3/results.json" "$row.json.part"
@@ -132,7 +143,7 @@ pictures() {  # U SEED: the five main arms in one report, mixes, reproductions, 
   cp "$D/audit-far/nearest.png" "results/$SET/nearest.png"
   cp "$(find "$D/generator" -name 'samples-*.png' | sort -V | tail -n 1)" "results/$SET/samples.png"
 }
-export -f need own recognizer images unit row
+export -f need keep own recognizer images unit row
 
 todo=()
 for s in "${seeds[@]}"; do for f in "${folds[@]}"; do for a in "${arms[@]}"; do
@@ -150,12 +161,6 @@ if [ ${#todo[@]} -gt 0 ]; then
   xargs <<< "$units" -n 1 -P "$JOBS" env OMP_NUM_THREADS="${threads:-1}" bash -euo pipefail -c 'unit "$1"' unit || failed=1
   printf '%s\n' "${todo[@]}" |
     xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS=1 bash -euo pipefail -c 'row "$@"' row || failed=1
-  mkdir -p "results/$SET/costs"
-  for u in $units; do
-    rm -rf "$RUNS/$u/costs"  # of the runs before
-    $PY costs.py "$RUNS/$u" --out "$RUNS/$u/costs"
-    cp "$RUNS/$u/costs/costs.json" "results/$SET/costs/$u.json"
-  done
 fi
 u=${folds[0]}; [ "$GENERATORS" = fold ] || u=${seeds[0]}
 pictures "$u" "${seeds[0]}"

@@ -5,9 +5,9 @@
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
         FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
         mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
-        FOLDER/costs/<unit>.json: what costs.py says of the unit's runs, where there are any.
+        FOLDER/costs/<stage>-<run>.json: the cost.json of the runs, where there are any.
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
-Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row, as fractions; FOLDER/gain.png, and
+Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row (shares as fractions); FOLDER/gain.png;
         distance.png and amount.png where arms differ by that. An arm called far@2500 is `far` with 2,500 steps of the
         recogniser instead of the set's own; a number of steps with three arms or more gets its own table.
 
@@ -29,13 +29,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import stage  # noqa: E402
 from audit import TITLES  # noqa: E402
+from costs import ORDER  # noqa: E402
 from evaluate import measurable  # noqa: E402
 from report import pyplot, save_figure  # noqa: E402
 
 ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
         "close": "real + close pairs", "reproduction": "real + reproductions",
         "auggen": "real + AugGen (random pairs, condition mix)",
-        "auggen-double": "real + AugGen, twice the images (ScoreMix's evaluations)",
+        "auggen-double": "real + AugGen, more images (ScoreMix's evaluations)",
         "larger": "real, backbone of twice the depth", "mixup": "real with mixup",
         "condition-far": "real + pairs far in the condition space",
         "condition-close": "real + pairs close in the condition space",
@@ -261,15 +262,16 @@ def quality(found: dict, numbers: Numbers) -> str:
 
 
 def spent(folder: Path, numbers: Numbers) -> str:
-    """Markdown: the hours of each stage, of a run on the mean and of all runs, measured by costs.py."""
-    runs = [r for path in sorted(folder.glob("*.json")) for r in json.loads(path.read_text())["runs"]]
+    """Markdown: the hours of each stage, of a run on the mean and of all runs; of mining, those in the pairs' files."""
+    runs = [(p.name.split("-")[0], json.loads(p.read_text())["seconds"]) for p in sorted(folder.glob("costs/*.json"))]
+    runs += [("mine_pairs", json.loads(p.read_text())["cost"]["seconds"]) for p in sorted(folder.glob("pairs/*.json"))]
     lines = ["| stage | runs | hours a run | hours in all |", "|---" * 4 + "|"]
-    for name in dict.fromkeys(r["stage"] for r in runs):
-        hours = [r["hours"] for r in runs if r["stage"] == name]
+    for name in sorted({name for name, _ in runs}, key=ORDER.index):
+        hours = [seconds / 3600 for stage, seconds in runs if stage == name]
         mean = numbers.add("hours a run", np.mean(hours), arm=name, rows=len(hours))
         lines.append(f"| {name} | {len(hours)} | {mean:.3f} | "
                      f"{numbers.add('hours in all', sum(hours), arm=name, rows=len(hours)):.2f} |")
-    total = numbers.add("hours in all", sum(r["hours"] for r in runs), arm="all", rows=len(runs))
+    total = numbers.add("hours in all", sum(seconds for _, seconds in runs) / 3600, arm="all", rows=len(runs))
     return "\n".join([*lines, f"| all | {len(runs)} | | {total:.2f} |"])
 
 
@@ -347,8 +349,8 @@ def main(argv=None):
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
                   quality(audits, numbers)]
     if (folder / "costs").is_dir():
-        lines += ["", "What it cost: hours of a process, measured, two at a time on this set's machine (costs.py):", "",
-                  spent(folder / "costs", numbers)]
+        lines += ["", "What it cost, without the preparation: hours of a process, measured, mostly two at a time:", "",
+                  spent(folder, numbers)]
     draw_gain(folder / "gain.png", rows, far)
     pairs = {a: v for a, v in read_reports(folder / "pairs").items() if any(a == b for *_, b in own)}
     distances = {a: np.mean([r["distances"]["chosen_mean"] for r in pairs[a]]) for a in ("close", "random", "far")

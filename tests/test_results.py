@@ -37,12 +37,11 @@ def touch(*names):
 
 touched = {
     "prepare_data.py": [f"{p}/{c}/1.png" for p in ("train", "test") for c in "abcd"] + ["split.json"],
-    "train_recognizer.py": ["log.jsonl", "model.pt"],
-    "train_diffusion.py": ["samples-20.png", "samples-100.png", "model-500.pt", "model.pt"],
-    "sample_scoremix.py": ["preview.png", "manifest.csv"],
-    "audit.py": ["nearest.png", "audit.json"],
-    "evaluate.py": ["draws.npz", "roc.png", "results.json"],
-    "costs.py": ["costs.json"],
+    "train_recognizer.py": ["cost.json", "log.jsonl", "model.pt"],
+    "train_diffusion.py": ["cost.json", "samples-20.png", "samples-100.png", "model-500.pt", "model.pt"],
+    "sample_scoremix.py": ["cost.json", "preview.png", "manifest.csv"],
+    "audit.py": ["cost.json", "nearest.png", "audit.json"],
+    "evaluate.py": ["cost.json", "draws.npz", "roc.png", "results.json"],
 }
 if argv[0] in touched:
     touch(*touched[argv[0]])
@@ -66,7 +65,7 @@ AMOUNT = {"half": 0.5, "double": 2, "quadruple": 4}
 CLASSES = 4  # that the stand-in for prepare_data.py writes
 SAMPLED = {
     "auggen": {"mix": "condition", "weights": [0.7, 0.7]},
-    "auggen-double": {"mix": "condition", "weights": [0.7, 0.7], "per_class": 10},
+    "auggen-double": {"mix": "condition", "weights": [0.7, 0.7]},
     "ddpm25": {"steps": 25},
     "dpm6": {"solver": "dpm++", "steps": 6},
     "heun32": {"solver": "heun", "steps": 32},
@@ -124,10 +123,11 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     assert {a.partition("@")[0] for a in arms} <= set(tables.ARMS)
     code, commands = results(name, ARMS=" ".join(arms), SEEDS="1", FOLDS="0")
     assert code == 0 and commands[-1] == ["results/tables.py", f"results/{name}"]
-    assert of(commands, "costs.py")[0].runs == [f"runs/{name}/{unit}"]
-    assert (tmp_path / f"results/{name}/costs/{unit}.json").exists()
     for command in commands[:-1]:
         parsed(command)
+    costs = {p.stem for p in (tmp_path / f"results/{name}/costs").iterdir()}
+    kept = {f"train_recognizer-{unit}-1-{a}" for a in arms} | {f"evaluate-0-1-{a}" for a in arms}
+    assert kept | {f"train_diffusion-{unit}-generator", f"sample_scoremix-{unit}-far", f"audit-{unit}-far"} < costs
     rows = {p.name for p in (tmp_path / f"results/{name}/rows").iterdir()}
     assert rows == {f"0-1-{a}.{ending}" for a in arms for ending in ("json", "jsonl", "npz")}
     seed = int(unit)
@@ -141,7 +141,7 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     mined, sampled = by.values()
     plain = {n: getattr(mined["far"], n) for n in ("order", "strategy", "space", "max_uses", "seed")}
     assert plain["strategy"] == "distant"
-    own = re.search(r"MIXES=\$\{MIXES:-(\d+)\}", (tmp_path / f"results/{name}/run.sh").read_text())
+    own = re.search(r"MIXES=\$\{MIXES-(\d+)\}", (tmp_path / f"results/{name}/run.sh").read_text())
     mixes = int(own[1]) if own else 5  # for every class; 5 is what mine_pairs.py does without --count
     for arm, a in mined.items():
         assert {n: getattr(a, n) for n in plain} == plain | MINED.get(arm, {}), arm
@@ -165,7 +165,11 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     )
     plain = {n: getattr(sampled["far"], n) for n in names}
     for arm, a in sampled.items():
-        expected = {"per_class": 5 * mixes} if arm == "reproduction" else SAMPLED.get(arm, {})
+        expected = SAMPLED.get(arm, {})
+        if arm == "reproduction":
+            expected = {"per_class": 5 * mixes, "correlation": 0}
+        elif arm == "auggen-double":  # as many evaluations as the pairs: of 5 images, each of 2 calls a step, or 3
+            expected = expected | {"per_class": 10 if plain["guidance"] == 1 else 8}
         assert {n: getattr(a, n) for n in plain} == plain | expected, arm
         assert a.pairs == f"{D}/{arm}.csv" and a.generator == f"{D}/generator" + f"-{arm}" * (arm in OWN_GENERATOR)
     for a in of(commands, "train_diffusion.py"):

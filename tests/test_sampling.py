@@ -382,10 +382,9 @@ def test_images_of_a_mix_share_a_part_of_their_noise(rho):
     """Unit variance whatever rho is; correlation rho within a mix, at every draw, and none between mixes."""
     a, b, c = (image_noise(0, *key, rho) for key in ((("a", "b"), 0), (("a", "b"), 1), (("a", "c"), 0)))
     for _ in range(3):
-        found = np.corrcoef([draw(20_000).numpy() for draw in (a, b, c)])
-        assert np.abs(found - [[1, rho, 0], [rho, 1, 0], [0, 0, 1]]).max() < 0.03
-        assert abs(a(20_000).std() - 1) < 0.03 and [len(draw(20_000)) for draw in (b, c)]  # all at the same place
-    assert torch.equal(image_noise(0, ("a",), 1)(5), image_noise(0, ("a",), 1, 0.0)(5))
+        found = np.cov([draw(20_000).numpy() for draw in (a, b, c)])
+        assert np.abs(found - [[1, rho, 0], [rho, 1, 0], [0, 0, 1]]).max() < 0.04
+    assert torch.equal(image_noise(0, ("a",), 1, rho)(5), image_noise(0, ("a",), 1)(5)) == (rho == 0)
 
 
 def test_folder_names_keep_mixes_apart():

@@ -165,15 +165,24 @@ def test_arms_without_a_row_in_common_with_real(tmp_path):
 def test_hours_are_told_by_stage(folder):
     path, _ = folder
     (path / "costs").mkdir()
-    for unit, hours in ((0, [1.5, 0.25]), (1, [2.5, 0.5, 0.75])):
-        runs = [{"stage": f"train_{('diffusion', 'recognizer')[i > 0]}", "hours": h} for i, h in enumerate(hours)]
-        (path / f"costs/{unit}.json").write_text(json.dumps({"runs": runs}))
+    (path / "pairs").mkdir()
+    report = {"count": 40, "distances": {"chosen_mean": 1.2}, "cost": {"seconds": 900}}
+    (path / "pairs/0-far.json").write_text(json.dumps(report))
+    for name, hours in (
+        ("train_diffusion-0-generator", 1.5),
+        ("train_diffusion-1-generator", 2.5),
+        ("train_recognizer-0-0-real", 0.25),
+        ("train_recognizer-1-1-far", 0.5),
+        ("train_recognizer-1-1-real", 0.75),
+    ):
+        (path / f"costs/{name}.json").write_text(json.dumps({"seconds": 3600 * hours}))
     succeed(tables, path)
     lines = (path / "table.md").read_text().splitlines()
-    at = lines.index("| train_diffusion | 2 | 2.000 | 4.00 |")
-    assert lines[at + 1 : at + 3] == ["| train_recognizer | 3 | 0.500 | 1.50 |", "| all | 5 | | 5.50 |"]
+    at = lines.index("| train_recognizer | 3 | 0.500 | 1.50 |")
+    told = ["| train_diffusion | 2 | 2.000 | 4.00 |", "| mine_pairs | 1 | 0.250 | 0.25 |", "| all | 6 | | 5.75 |"]
+    assert lines[at + 1 : at + 4] == told
     found = {(x["what"], x["arm"]): float(x["value"]) for x in csv.DictReader(open(path / "results.csv", newline=""))}
-    assert found["hours a run", "train_diffusion"] == 2 and found["hours in all", "all"] == 5.5
+    assert found["hours a run", "train_diffusion"] == 2 and found["hours in all", "all"] == 5.75
 
 
 def test_the_audits_are_averaged_over_folds(folder):

@@ -6,7 +6,7 @@
 SET=omniglot-5 GENERATORS=seed FOLDS=0 SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far close random reproduction}
 RECOGNIZER=${RECOGNIZER:---size 32 --no-flip --steps 20000}
 GENERATOR=${GENERATOR:---size 32 --no-flip --steps 20000}
-SAMPLER=${SAMPLER:---guidance 2 --correlation 0.9} MIXES=${MIXES:-1}
+SAMPLER=${SAMPLER---guidance 2 --correlation 0.9} MIXES=${MIXES-1}
 
 prepare() {  # one data set for all seeds
   need "$RUNS/five/split.json" \

@@ -6,7 +6,7 @@
 SET=omniglot GENERATORS=fold FOLDS=0 SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far close random reproduction}
 RECOGNIZER=${RECOGNIZER:---size 32 --no-flip --steps 30000}
 GENERATOR=${GENERATOR:---size 32 --no-flip --steps 30000}
-SAMPLER=${SAMPLER:---guidance 2 --correlation 0.9} MIXES=${MIXES:-1}
+SAMPLER=${SAMPLER---guidance 2 --correlation 0.9} MIXES=${MIXES-1}
 
 prepare() {
   need "$RUNS/all/split.json" $PY prepare_data.py omniglot ${OMNIGLOT:+"$OMNIGLOT"} --size 32 --out "$RUNS/all"
