@@ -84,17 +84,29 @@ def roc_curve(scores: np.ndarray, same: np.ndarray, weight: np.ndarray | None = 
     scores (n,), same (n,) bool, weight (n,) of the pairs (default 1) -> far, tar, each (number of distinct scores,).
     """
     order = np.argsort(-scores)
-    return sorted_roc(scores[order], same[order], None if weight is None else weight[order])
+    return rates(distinct(scores[order]), np.flatnonzero(same[order]), None if weight is None else weight[order])
 
 
-def sorted_roc(scores: np.ndarray, same: np.ndarray, weight: np.ndarray | None = None):
-    """roc_curve of pairs whose scores fall already."""
-    last = np.flatnonzero(np.diff(scores, append=-np.inf))  # equal scores are accepted together
+def distinct(scores: np.ndarray) -> np.ndarray:
+    """Where each threshold cuts falling scores (n,): the last of every run of equal ones, which go together."""
+    return np.flatnonzero(np.diff(scores, append=-np.inf))
+
+
+def corners(cuts: np.ndarray, genuine: np.ndarray) -> np.ndarray:
+    """Of the cuts those where the curve turns: between two genuine pairs it is level, however the pairs weigh."""
+    true = np.searchsorted(genuine, cuts, side="right")
+    turns = np.diff(true) > 0
+    return cuts[np.append(True, turns) | np.append(turns, True)]
+
+
+def rates(cuts: np.ndarray, genuine: np.ndarray, weight: np.ndarray | None = None):
+    """FAR and TAR (cuts,) of falling pairs accepted up to each cut; genuine: where among them the genuine ones are."""
+    true = np.searchsorted(genuine, cuts, side="right")
     if weight is None:
-        true = np.cumsum(same)[last]
-        false = last + 1 - true
+        accepted = cuts + 1
     else:
-        true, false = np.cumsum(weight * same)[last], np.cumsum(weight * ~same)[last]
+        true, accepted = np.append(0, np.cumsum(weight[genuine]))[true], np.cumsum(weight)[cuts]
+    false = accepted - true
     with np.errstate(invalid="ignore"):  # a resample may lack genuine or impostor pairs: nan
         return false / false[-1], true / true[-1]
 
@@ -241,17 +253,26 @@ class Verification:
     def __init__(self, scores, same, fold=None, first=None, second=None):
         self.order = np.argsort(-scores)
         self.scores, self.same = scores[self.order], same[self.order]
-        self.fold, self.first, self.second = (x if x is None else x[self.order] for x in (fold, first, second))
+        self.fold = fold if fold is None else fold[self.order]
+        self.where = np.flatnonzero(self.same)
+        self.cuts = corners(distinct(self.scores), self.where)
+        if first is not None:  # pairs of the same two identities weigh the same
+            count = max(first.max(), second.max()) + 1
+            kinds, self.kind = np.unique((first * count + second)[self.order] * 2 + self.same, return_inverse=True)
+            self.kinds = kinds // 2 // count, kinds // 2 % count, kinds % 2 == 1
         self.genuine = int(np.count_nonzero(same))
         self.impostors = len(same) - self.genuine
         self.fars = measurable(self.impostors)
         self.accuracies = None if fold is None else tenfold(scores, same, fold)[0]
 
     def weight(self, w):
-        return w if w is None else np.where(self.same, w[self.first], w[self.first] * w[self.second])
+        if w is None:
+            return None
+        first, second, same = self.kinds
+        return np.where(same, w[first], w[first] * w[second])[self.kind]
 
     def roc(self, w=None):
-        return sorted_roc(self.scores, self.same, self.weight(w))
+        return rates(self.cuts, self.where, self.weight(w))
 
     def metrics(self, w=None) -> dict:
         """Accuracy if there are folds, EER, TAR at each measurable FAR (keys 1e-1, 1e-2, ...), AUC; nan if a resample

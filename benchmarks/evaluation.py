@@ -70,9 +70,14 @@ def plain_eer(far, tar):
             return f0 + share * (f1 - f0)
 
 
+def people_of(found: evaluate.Verification):
+    """Identities of the two sides, and whether they are the same, of every pair."""
+    return (of_kind[found.kind] for of_kind in found.kinds)
+
+
 def plain_metrics(found: evaluate.Verification, w) -> dict:
     """Of the pairs of a resample: genuine ones of i as often as i was drawn, impostor ones of i and j, times j."""
-    times = [int(w[i] if same else w[i] * w[j]) for i, j, same in zip(found.first, found.second, found.same)]
+    times = [int(w[i] if same else w[i] * w[j]) for i, j, same in zip(*people_of(found))]
     far, tar = plain_curve(np.repeat(found.scores, times), np.repeat(found.same, times))
     area = sum((f1 - f0) * (t0 + t1) / 2 for f0, f1, t0, t1 in zip([0.0, *far], far, [0.0, *tar], tar))
     return {"eer": plain_eer(far, tar), "auc": area} | {k: plain_tar_at_far(far, tar, f) for k, f in found.fars.items()}
@@ -80,7 +85,8 @@ def plain_metrics(found: evaluate.Verification, w) -> dict:
 
 def sorted_metrics(found: evaluate.Verification, w) -> dict:
     """The same by scikit-learn's curve, which takes weights of pairs."""
-    weight = np.where(found.same, w[found.first], w[found.first] * w[found.second])
+    first, second, same = people_of(found)
+    weight = np.where(same, w[first], w[first] * w[second])
     far, tar, _ = roc_curve(found.same, found.scores, sample_weight=weight, drop_intermediate=False)
     at = {k: tar[np.searchsorted(far, f * (1 + 1e-9), side="right") - 1] for k, f in found.fars.items()}
     i = np.argmax(far >= 1 - tar)
