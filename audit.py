@@ -29,12 +29,14 @@ TITLES = {"consistency": "consistency: mean cosine within a class",
         "loss": "cross-entropy over the centres at scale 32, the sources in equal shares",
         "frechet_distance": "Frechet distance to half of the real images (real: of the other half)",
         "contrast": "contrast: standard deviation of the pixels, grey levels",
+        "brightness": "share of the variance of brightness that lies between classes",
+        "layout": "the same of the images in 8x8 pixels: light and layout",
         "distance_to_nearest_embedding": "distance to the nearest training image, embedding, median (real: class-mate)",
         "nearer_than_classmates_embedding": "share nearer to it than its class-mates are, embedding",
         "distance_to_nearest_pixels": "distance to the nearest training image, pixels, median (real: class-mate)",
         "nearer_than_classmates_pixels": "share nearer to it than its class-mates are, pixels"}
 SCALE = 32  # of the cosines in the loss, that of our small recognisers
-THUMBNAIL = 32  # pixels a side in which images are compared pixel by pixel
+THUMBNAIL, LAYOUT = 32, 8  # pixels a side in which images are compared pixel by pixel; in which they are all but layout
 
 
 def parse_args(argv=None):
@@ -124,10 +126,35 @@ def thumbnails(images: stage.Images) -> torch.Tensor:
     return small / small[0].numel() ** 0.5
 
 
+def layouts(images: stage.Images) -> np.ndarray:
+    """The images (N, LAYOUT^2) in so few pixels, grey levels: brightness, light and pose, and no features of a face."""
+    parts = [F.interpolate(images[index].float().mean(1, keepdim=True), size=LAYOUT, mode="area")
+             for index in torch.arange(len(images.paths)).split(256)]
+    return torch.cat(parts).flatten(1).double().numpy()
+
+
 def contrast(images: stage.Images) -> float:
     """Mean standard deviation of the pixels of an image, in grey levels."""
     parts = [images[index].float().std((1, 2, 3)) for index in torch.arange(len(images.paths)).split(256)]
     return float(torch.cat(parts).mean())
+
+
+def between_classes(x: np.ndarray, labels: np.ndarray) -> float:
+    """The share of the variance of x (N, dim) that is between classes: the intraclass correlation of all its columns.
+
+    1 where the images of a class are equal, 0 or a little less where classes do not matter; nan without variance, of
+    one class, or of classes of one image each. ICC(1,1) of Shrout & Fleiss 1979, for classes of unequal counts; labels
+    (N,).
+    """
+    names, y, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(names), x.shape[1]))
+    np.add.at(sums, y, x)
+    means = sums / counts[:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):  # one class, or one image each
+        within = ((x - means[y]) ** 2).sum() / (len(x) - len(names))
+        between = (counts[:, None] * (means - x.mean(0)) ** 2).sum() / (len(names) - 1)
+        size = (len(x) - (counts ** 2).sum() / len(x)) / (len(names) - 1)  # of a class, were they equal
+        return float((between - within) / (between + (size - 1) * within))
 
 
 # -------------------------------------------------------------------------------------------------------------- run
@@ -195,6 +222,9 @@ def run(args) -> None:
         "loss": (source_loss(z_made, sources, middles), source_loss(z_real, y_real[:, None], middles)),
         "frechet_distance": (frechet_distance(mine[:count], sample), frechet_distance(mine[:count], other[:count])),
         "contrast": (contrast(made), contrast(real))}
+    coarse = [(layouts(images), y) for images, y in ((made, y_made), (real, y_real))]
+    report["brightness"] = tuple(between_classes(x.mean(1, keepdims=True), y) for x, y in coarse)
+    report["layout"] = tuple(between_classes(x, y) for x, y in coarse)
     small = thumbnails(real)
     mirrored = small.flip(3).flatten(1) if config["flip"] else None
     spaces = {"embedding": (z_made, z_real, None), "pixels": (thumbnails(made).flatten(1), small.flatten(1), mirrored)}

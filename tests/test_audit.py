@@ -64,6 +64,23 @@ def test_the_loss_on_mixes_against_a_loop():
     assert best == pytest.approx(np.log(2), abs=1e-6)
 
 
+def test_variance_between_classes_against_loops_and_a_known_share():
+    rng = np.random.default_rng(3)
+    x, labels = rng.normal(size=(12, 3)), np.array([5, 5, 5, 1, 1, 2, 3, 3, 3, 3, 5, 2])
+    groups = [x[labels == label] for label in (1, 2, 3, 5)]
+    within = sum(((row - g.mean(0)) ** 2).sum() for g in groups for row in g) / (12 - 4)
+    between = sum(len(g) * ((g.mean(0) - x.mean(0)) ** 2).sum() for g in groups) / (4 - 1)
+    size = (12 - sum(len(g) ** 2 for g in groups) / 12) / (4 - 1)
+    expected = (between - within) / (between + (size - 1) * within)
+    assert audit.between_classes(x, labels) == pytest.approx(expected, abs=1e-12)
+    labels = np.repeat(np.arange(2000), 5)  # of variance 1 between classes and 3 within
+    x = rng.normal(size=(2000, 1))[labels] + 3**0.5 * rng.normal(size=(len(labels), 1))
+    assert audit.between_classes(x, labels) == pytest.approx(0.25, abs=0.02)
+    assert audit.between_classes(x[labels], labels) == pytest.approx(1)  # the images of a class are equal
+    for few in (labels[:5], np.arange(5)):
+        assert np.isnan(audit.between_classes(x[:5], few))
+
+
 def test_nearest_and_classmates_against_loops():
     torch.manual_seed(0)
     x, mirrored, labels = torch.randn(9, 6), torch.randn(9, 6), torch.tensor([0, 0, 1, 1, 1, 2, 0, 1, 0])
@@ -110,6 +127,11 @@ def test_planted_copies_are_found_and_shown(chain, faces, tmp_path, capsys):
     assert figures["nearer_than_classmates_embedding"]["mixed"] >= 0.5  # equal embeddings: a flip changes nothing
     assert figures["frechet_distance"]["mixed"] > figures["frechet_distance"]["real"] > 0
     assert figures["contrast"]["mixed"] < figures["contrast"]["real"]
+    real = [np.asarray(Image.open(p)).mean() for p in sorted((faces / "train").glob("*/*"))]
+    people = [p.parent.name for p in sorted((faces / "train").glob("*/*"))]
+    share = audit.between_classes(np.array(real)[:, None], np.array(people))
+    assert figures["brightness"]["real"] == pytest.approx(share, abs=1e-6)
+    assert -0.4 < figures["layout"]["real"] < 1 and figures["layout"]["mixed"] != figures["brightness"]["mixed"]
     picture = np.asarray(Image.open(out / "nearest.png"))[::6, ::6]
     row = [(picture[r * 16 : r * 16 + 16, :64]) for r in (2, 3)]  # pixels: the four copies, above their originals
     assert row[0].shape == (16, 64)
