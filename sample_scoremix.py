@@ -2,13 +2,15 @@
 
     python sample_scoremix.py --generator runs/demo/generator --pairs runs/demo/pairs.csv --out runs/demo/mixed
 
-Reads   a generator, and a CSV with the columns class_1, class_2, ... (one column: the class is reproduced, not mixed).
+Reads   a generator, and a CSV with the columns class_1, class_2, ... (one column: the class is reproduced, not mixed);
+        with --start the images as well that the generator was trained on.
 Writes  OUT/<class_1>+<class_2>/<index>.png, OUT/manifest.csv, OUT/preview.png (real, reproduced, mixed).
 
 The same command goes on after a stop, and gives the same images on a CPU. Sources: ScoreMix (Rahimi & Marcel 2026,
 Sec. 3); DDPM (Ho et al. 2020); DDIM (Song et al. 2021); Heun's method on EDM's noise levels (Karras et al. 2022), which
 the authors used; DPM-Solver++(2M) (Lu et al. 2022); classifier-free guidance (Ho & Salimans 2022); autoguidance
-(Karras et al. 2024); the condition mix of AugGen (Rahimi et al. 2025).
+(Karras et al. 2024); the condition mix of AugGen (Rahimi et al. 2025); starts from noised images (SDEdit, Meng et al.
+2022).
 """
 
 import argparse
@@ -63,6 +65,9 @@ def parse_args(argv=None):
                    help="mix only at noise levels s/a from LOW to HIGH, elsewhere class_1 alone (default: everywhere)")
     g.add_argument("--correlation", type=stage.number(float, 0, 1), default=0.0, metavar="RHO",
                    help="of the noise of a class's images: the higher, the more they are alike (default: 0)")
+    g.add_argument("--start", type=stage.number(float, 0.01, 1e4), metavar="SIGMA",
+                   help="start from training images of the mixed classes, in turn, noised to the level s/a = SIGMA, "
+                   "instead of from noise alone: brightness and layout then vary as theirs do")
     g.add_argument("--guidance", type=stage.number(float, 0, 100), default=1.0, metavar="G",
                    help="classifier-free guidance; 1 is none and costs no evaluation (default: 1)")
     g.add_argument("--guide", metavar="RUN", help="a weaker generator of the same classes, such as a model-STEP.pt of "
@@ -148,15 +153,18 @@ def autoguided(denoise, weak, w: float, clip: bool = True):
     return guided
 
 
-def timesteps(schedule: Schedule, solver: str, steps: int) -> list:
+def timesteps(schedule: Schedule, solver: str, steps: int, start: float | None = None) -> list:
     """Falling times that end at -1, the clean image.
 
     ddim, ddpm, dpm++: from the last training step T-1, evenly spaced (trailing spacing, Lin et al. 2024). heun: EDM's
     noise levels sigma = s/a (Karras et al. 2022, Eq. 5, rho = 7), from min(80, sigma at T-1) down to sigma at t = 0.
+    start: a noise level s/a to begin at instead, if it is below the first one; that of the next training step.
     """
+    last = schedule.T - 1 if start is None else math.ceil(schedule.time(start))
     if solver != "heun":
-        return [round(schedule.T - i * schedule.T / steps) - 1 for i in range(steps)] + [-1]
-    high, low = (math.exp(v) ** (1 / 7) for v in (min(math.log(80), schedule.log_sigma[-1]), schedule.log_sigma[0]))
+        return [round(last + 1 - i * (last + 1) / steps) - 1 for i in range(steps)] + [-1]
+    highest = min(math.log(80), schedule.log_sigma[last])
+    high, low = (math.exp(v) ** (1 / 7) for v in (highest, schedule.log_sigma[0]))
     return [schedule.time((high + i / max(1, steps - 1) * (low - high)) ** 7) for i in range(steps)] + [-1]
 
 
@@ -271,11 +279,27 @@ def image_noise(seed: int, mix: tuple[str, ...], index: int, correlation: float 
     return lambda shape: correlation ** 0.5 * shared(shape) + (1 - correlation) ** 0.5 * own(shape)
 
 
+def start_image(seed: int, mix: tuple[str, ...], index: int, files: list[list]):
+    """Which training image the image (mix, index) starts from: the M classes take turns, each goes through its files,
+    files (M, ...), in an order of the mix's own."""
+    m, turn = index % len(files), index // len(files)
+    order = np.random.default_rng(stage.seed_of("start", seed, *mix, m)).permutation(len(files[m]))
+    return files[m][order[turn % len(order)]]
+
+
 def draw_images(denoise, keys: list, seed: int, shape, device, schedule: Schedule, solver: str, steps: int,
-                eta: float = 0.0, times: list | None = None, correlation: float = 0.0) -> np.ndarray:
-    """uint8 images (B, H, W, C) by `sample`, each from the noise of its key, (class names, index). shape: (C, H, W)."""
+                eta: float = 0.0, times: list | None = None, correlation: float = 0.0,
+                start: torch.Tensor | None = None) -> np.ndarray:
+    """uint8 images (B, H, W, C) by `sample`, each from the noise of its key, (class names, index). shape: (C, H, W).
+
+    start (B, C, H, W) in -1 ... 1: images that, with noise of the level at times[0], stand in the place of pure noise.
+    """
     sources = [image_noise(seed, mix, index, correlation) for mix, index in keys]
-    x_T = draw_noise(sources, shape, device).contiguous(memory_format=torch.channels_last)
+    x_T = draw_noise(sources, shape, device)
+    if start is not None:
+        a, s = schedule.coefficients(times[0])
+        x_T = a * start + s * x_T
+    x_T = x_T.contiguous(memory_format=torch.channels_last)
     return to_uint8(sample(denoise, x_T, schedule, solver, steps, eta, sources, times))
 
 
@@ -319,6 +343,21 @@ def load_guide(path, saved: dict, device) -> tuple[UNet, dict]:
         if here != there:
             raise stage.StageError(f"--guide {path} has other {name} than the generator; train both on the same data")
     return weak, guide
+
+
+def read_files(saved: dict) -> dict[str, list]:
+    """Class -> the files of its images, those that the generator was trained on."""
+    try:
+        classes, paths, labels = stage.scan(saved["data"])
+    except stage.StageError as error:
+        raise stage.StageError(f"--start needs the images that the generator was trained on: {error}") from None
+    files = {c: [] for c in classes}
+    for path, label in zip(paths, labels):
+        files[classes[label]].append(path)
+    if missing := set(saved["classes"]) - set(files):
+        raise stage.StageError(f"--start needs the images that the generator was trained on: {saved['data']} holds no "
+                               f"class {min(missing)!r}")
+    return files
 
 
 def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: int) -> None:
@@ -366,6 +405,12 @@ def run(args) -> None:
     zero = torch.zeros(1, dtype=torch.long, device=device)
     flops = count_flops(model, torch.zeros(1, *shape, device=device), zero, zero)
     inputs, weak_flops = {"generator": saved["path"], "pairs": args.pairs}, 0
+    times, files = timesteps(schedule, args.solver, args.steps, args.start), None
+    if args.start:
+        if len(set(times)) < len(times):
+            raise stage.StageError(f"--start {args.start:g} leaves less than {args.steps} steps of the training to go; "
+                                   "raise it, or lower --steps")
+        files, inputs["data"] = read_files(saved), saved["data"]
     if args.guide:
         weak, guide = load_guide(args.guide, saved, device)
         inputs["guide"] = guide["path"]
@@ -387,8 +432,13 @@ def run(args) -> None:
             predict = guide["config"]["predict"]
             weak_denoise = mixed_denoiser(weak, schedule, predict, y, shares, 1.0, False, args.mix, args.window)
             denoise = autoguided(denoise, weak_denoise, args.autoguidance)
+        start = None
+        if files:
+            chosen = [start_image(args.seed, *key, [files[c] for c in mix]) for key, mix in zip(keys, names)]
+            start = np.stack([stage.decode(p, config["size"], config["channels"]) for p in chosen])  # (B, H, W, C)
+            start = rearrange(torch.from_numpy(start).to(device), "b h w c -> b c h w") / 127.5 - 1
         images = draw_images(denoise, keys, args.seed, shape, device, schedule, args.solver, args.steps, args.eta,
-                             correlation=args.correlation)
+                             times, args.correlation, start)
         calls = evaluations(args.solver, args.steps) * len(keys)
         m = 1 if args.mix == "condition" else len(names[0])
         strong, soft = calls * (m + (args.guidance != 1)), calls * m * bool(args.guide)

@@ -78,6 +78,26 @@ def test_correlated_noise_makes_the_images_of_a_class_alike(generator, tmp_path)
     assert apart[0] > 2 * apart[1] > 0 and apart[2] <= 1
 
 
+def test_starts_from_training_images_pass_their_light_on(generator, faces, tmp_path, capsys):
+    """At a low level the image comes through: image i of a mix is near the file that it started from, flags and all."""
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2,distance\ns11,s12,1.2\n")
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--start", "0.05")) == 0
+    files = [sorted((faces / f"train/{c}").iterdir()) for c in ("s11", "s12")]
+    for path, image in pixels(tmp_path / "out").items():
+        own = sample_scoremix.start_image(0, ("s11", "s12"), int(path.stem), files)
+        apart = {p: np.abs(np.asarray(Image.open(p)).astype(int) - image).mean() for f in files for p in f}
+        assert min(apart, key=apart.get) == own
+    again = command(generator, pairs, tmp_path / "out", "--start", "0.06")
+    assert sample_scoremix.main(again) == 2 and "start" in capsys.readouterr().err
+    few = command(generator, pairs, tmp_path / "new", "--start", "0.02", "--steps", "50")
+    assert sample_scoremix.main(few) == 2 and "lower --steps" in capsys.readouterr().err
+    moved = tmp_path / "moved"  # a generator whose images are gone
+    saved = torch.load(generator / "model.pt", weights_only=True)
+    torch.save(saved | {"data": [str(tmp_path / "gone")]}, moved)
+    assert sample_scoremix.main(command(moved, pairs, tmp_path / "new", "--start", "3")) == 2
+    assert "--start needs the images" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 def test_three_columns_and_given_weights(generator, tmp_path):
     pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2,class_3,distance\ns11,s12,s13,3\n")
     assert sample_scoremix.main(command(generator, pairs, tmp_path / "out", "--weights", "0.5", "0.25", "0.25")) == 0

@@ -387,6 +387,35 @@ def test_images_of_a_mix_share_a_part_of_their_noise(rho):
     assert torch.equal(image_noise(0, ("a",), 1, rho)(5), image_noise(0, ("a",), 1)(5)) == (rho == 0)
 
 
+def test_the_classes_of_a_mix_take_turns_to_start_it():
+    """Every file of a class once before any twice; a function of seed and mix alone; other mixes, another order."""
+    files = [[f"a{i}" for i in range(6)], [f"b{i}" for i in range(4)]]
+    found = [sample_scoremix.start_image(0, ("a", "b"), i, files) for i in range(16)]
+    assert sorted(found[0:12:2]) == files[0] and sorted(found[1:8:2]) == files[1] == sorted(found[9:16:2])
+    assert found == [sample_scoremix.start_image(0, ("a", "b"), i, files) for i in range(16)]
+    for seed, mix in ((1, ("a", "b")), (0, ("a", "c"))):
+        assert found != [sample_scoremix.start_image(seed, mix, i, files) for i in range(16)]
+
+
+@pytest.mark.parametrize("solver", ["ddim", "heun"])
+def test_a_start_is_the_image_with_noise_of_its_level(solver):
+    """The denoiser first sees a x + s n of the level asked for; a start above the schedule changes no time."""
+    schedule, seen = Schedule(), []
+    times = timesteps(schedule, solver, 4, 3.0)
+    a, s = schedule.coefficients(times[0])
+    assert s / a == pytest.approx(3, rel=0.01) and len(times) == 5 and times[-1] == -1
+    assert timesteps(schedule, solver, 4, 1e9) == timesteps(schedule, solver, 4)
+
+    def denoise(x, t):
+        seen.append(x)
+        return torch.zeros_like(x)
+
+    x, keys = torch.rand(2, 3, 8, 8) * 2 - 1, [(("a", "b"), 0), (("a", "b"), 1)]
+    sample_scoremix.draw_images(denoise, keys, 0, (3, 8, 8), "cpu", schedule, solver, 4, 0.0, times, start=x)
+    noise = draw_noise([image_noise(0, *k) for k in keys], (3, 8, 8), "cpu")
+    assert (seen[0] - (a * x + s * noise)).abs().max() < 1e-5
+
+
 def test_folder_names_keep_mixes_apart():
     assert folder_name(("a",)) == "a" and folder_name(("a+b",)) == "a+b"
     assert folder_name(("a", "b")) == "a+b"
