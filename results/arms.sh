@@ -63,7 +63,7 @@ recognizer() {  # U SEED ARM: train $RUNS/U/ARM-SEED; the arm far@2500 is far wi
 }
 
 images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
-  local D=$RUNS/$1 arm=$2 seed=$(own "$1") classes count miner G mine sample double=10 train=()
+  local D=$RUNS/$1 arm=$2 seed=$(own "$1") classes count miner G mine sample double=10 train=() sampler=$SAMPLER
   classes=$(find "$D/$DATA/train/" -mindepth 1 -maxdepth 1 | wc -l)
   count=$((classes * ${MIXES:-5}))
   [[ $SAMPLER != *--guidance* ]] || double=8  # of AugGen's images each costs 2 evaluations a step then, of ours 3
@@ -89,6 +89,7 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     heun32) sample+=(--solver heun --steps 32) ;;
     dirichlet) sample+=(--dirichlet 2) ;;
     window) sample+=(--window 0.5 1e9) ;;
+    unstarted) sampler="--guidance 2" ;;  # and nothing else of the set's own
     autoguided) sample+=(--guide "$D/generator/model-500.pt" --autoguidance 1.5) ;;
     frozen) train=(--conditions frozen --recognizer "$D/real-$seed") ;;
     aligned) train=(--align 0.1 --recognizer "$D/real-$seed") ;;
@@ -99,7 +100,7 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
   need "$G/model.pt" $PY train_diffusion.py --data "$D/$DATA/train" $GENERATOR --seed "$seed" "${train[@]}" --out "$G"
   need "$D/$arm.csv" $PY mine_pairs.py "${mine[@]}" --out "$D/$arm.csv"
   need "$D/$arm/manifest.csv" \
-    $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" $SAMPLER "${sample[@]}" --out "$D/$arm"
+    $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" $sampler "${sample[@]}" --out "$D/$arm"
   need "$D/audit-$arm/audit.json" $PY audit.py --recognizer "$D/real-$seed" --data "$D/$DATA/train" --mixed "$D/$arm" \
     --out "$D/audit-$arm"
   cp "$D/audit-$arm/audit.json" "results/$SET/audit/$1-$arm.json"

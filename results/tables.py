@@ -47,6 +47,7 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "continued": "real + far pairs, continued from the recogniser that mined (its steps come on top)",
         "dirichlet": "real + far pairs, weights from Dirichlet(2)",
         "window": "real + far pairs, mixed at noise levels above 0.5 alone",
+        "unstarted": "real + far pairs, sampled from noise alone, guidance 2",
         "autoguided": "real + far pairs, autoguidance 1.5",
         "frozen": "real + far pairs, generator with frozen conditions",
         "aligned": "real + far pairs, generator with alignment loss",
@@ -80,7 +81,7 @@ def read_rows(folder: Path) -> tuple[dict, str, int]:
     """(fold, seed, arm) -> {metric: [value, draw 1, draw 2, ...]} of every row; the FAR of the report, like 1e-2; the
     steps of the arms that do not say theirs.
 
-    The metrics, all fractions: eer, miss (1 - TAR at that FAR), auc, rank1.
+    The metrics, all fractions: eer, miss (1 - TAR at that FAR), auc, rank1, and 1 - TAR at each FAR, as miss@1e-1.
     """
     rows, fars, steps = {}, set(), {}
     for path in sorted(folder.glob("*.json")):
@@ -94,13 +95,15 @@ def read_rows(folder: Path) -> tuple[dict, str, int]:
             raise stage.StageError(f"{path} has {trained:,} steps, not {steps[n]:,} as others: rows of unlike settings")
         entry = json.loads(path.read_text())["models"][0]
         tars, impostors = entry["metrics"].pop("tar_at_far"), entry["counts"]["impostor"]
-        far = min(measurable(impostors, 10), key=float, default=None)
+        can = measurable(impostors, 10)
+        far = min(can, key=float, default=None)
         if far is None:
             raise stage.StageError(f"{path} has {impostors} impostor pairs, too few for a report; 100 are needed")
         with np.load(path.with_suffix(".npz")) as file:
             draws = dict(zip(file["metrics"].tolist(), file["draws"][0].astype(np.float64)))
-        row = {k: np.append(v["value"], draws[k]) for k, v in (entry["metrics"] | {far: tars[far]}).items()}
-        rows[int(name[1]), int(name[2]), name[3]] = row | {"miss": 1 - row.pop(far)}
+        row = {k: np.append(v["value"], draws[k]) for k, v in entry["metrics"].items()}
+        row |= {f"miss@{k}": 1 - np.append(tars[k]["value"], draws[k]) for k in can}
+        rows[int(name[1]), int(name[2]), name[3]] = row | {"miss": row[f"miss@{far}"]}
         fars.add(far)
     if len(fars) != 1:
         raise stage.StageError(f"{folder} holds {'rows of unlike reports' if fars else 'no rows'}; expected one set's")
@@ -167,6 +170,21 @@ def table(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
                 found = differ(rows, metric, arm, "real", numbers, steps) if arm != "real" else None
                 cells += [told(found[0]), told(found[1], " %")] if found else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def by_far(rows: dict, numbers: Numbers, steps: int) -> str:
+    """Markdown: 1 - TAR of every arm, and its difference to real, at every FAR down to that of the report."""
+    metrics = sorted((m for m in next(iter(rows.values())) if m.startswith("miss@")), key=lambda m: -float(m[5:]))
+    lines = ["| 1 - TAR %, difference to real | " + " | ".join(f"FAR={m[5:]}" for m in metrics) + " |"]
+    lines.append("|---" * (len(metrics) + 1) + "|")
+    for arm in (a for a in ARMS if any(a == b for _, _, b in rows)):
+        cells = []
+        for metric in metrics:
+            mean = numbers.add("mean", pool(rows, metric, arm)[0, 0], arm=arm, steps=steps, metric=metric)
+            found = differ(rows, metric, arm, "real", numbers, steps) if arm != "real" else None
+            cells.append(f"{100 * mean:.1f}" + (f", {told(found[0])}" if found else ""))
+        lines.append(f"| {' | '.join([ARMS[arm], *cells])} |")
     return "\n".join(lines)
 
 
@@ -332,7 +350,7 @@ def main(argv=None):
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
                      ": intervals cover them.") if owner else ""), "",
-             claims(own, far, numbers, steps), ""]
+             claims(own, far, numbers, steps), "", by_far(own, numbers, steps), ""]
     lines += [compare(own, a, b, numbers, steps) for a, b in [*CLAIMS.values(), *PAIRS]
               if any({(*k[:2], a), (*k[:2], b)} <= own.keys() for k in own)]
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]

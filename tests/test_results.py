@@ -70,6 +70,7 @@ SAMPLED = {
     "dpm6": {"solver": "dpm++", "steps": 6},
     "heun32": {"solver": "heun", "steps": 32},
     "dirichlet": {"dirichlet": 2},
+    "unstarted": {"guidance": 2, "start": None, "correlation": 0},
     "window": {"window": [0.5, 1e9]},
     "autoguided": {"autoguidance": 1.5},
 }
@@ -161,6 +162,7 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
         "autoguidance",
         "guidance",
         "correlation",
+        "start",
         "seed",
     )
     plain = {n: getattr(sampled["far"], n) for n in names}
