@@ -132,17 +132,18 @@ row() {  # U FOLD SEED ARM: retrain and evaluate
   mv "$row.json.part" "$row.json"  # the last one: it says that the row is whole
 }
 
-pictures() {  # U SEED: the five main arms in one report, mixes, reproductions, the mixes nearest to a training image
+pictures() {  # U SEED: mixes, reproductions, the mixes nearest to a training image; the ROC of the five main arms
   local D=$RUNS/$1 runs=() arm
+  [ -e "$D/audit-far/audit.json" ] || return 0
+  cp "$D/far/preview.png" "results/$SET/mixes.png"
+  cp "$D/audit-far/nearest.png" "results/$SET/nearest.png"
+  cp "$(find "$D/generator" -name 'samples-*.png' | sort -V | tail -n 1)" "results/$SET/samples.png"
   for arm in real far random close reproduction; do
     [ -e "$D/$arm-$2/model.pt" ] || return 0
     runs+=("$D/$arm-$2")
   done
   need "$D/report/results.json" $PY evaluate.py --model "${runs[@]}" --data "$D/$DATA/test" --out "$D/report"
   cp "$D/report/roc.png" "results/$SET/roc.png"
-  cp "$D/far/preview.png" "results/$SET/mixes.png"
-  cp "$D/audit-far/nearest.png" "results/$SET/nearest.png"
-  cp "$(find "$D/generator" -name 'samples-*.png' | sort -V | tail -n 1)" "results/$SET/samples.png"
 }
 export -f need keep own recognizer images unit row
 
