@@ -90,7 +90,8 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     dirichlet) sample+=(--dirichlet 2) ;;
     window) sample+=(--window 0.5 1e9) ;;
     unstarted) sampler="--guidance 2" ;;  # and nothing else of the set's own
-    autoguided) sample+=(--guide "$D/generator/model-500.pt" --autoguidance 1.5) ;;
+    autoguided)  # wants GENERATOR with --keep-every 500, as in orl/run.sh
+      sample+=(--guide "$D/generator/model-500.pt" --autoguidance 1.5) ;;
     frozen) train=(--conditions frozen --recognizer "$D/real-$seed") ;;
     aligned) train=(--align 0.1 --recognizer "$D/real-$seed") ;;
     *) echo "run.sh: there is no arm $arm" >&2; exit 2 ;;

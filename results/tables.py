@@ -55,15 +55,16 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "dpm6": "real + far pairs, DPM-Solver++ with 6 steps",
         "heun32": "real + far pairs, Heun with 32 steps"}  # in the order of the table
 
-MAIN = list(ARMS)[:5]  # the arms that every fold and seed should have
+MAIN, PLANNED = list(ARMS)[:5], 5  # the arms that every fold and seed should have, and how many seeds (plan.md)
 CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"),
           "ScoreMix > AugGen (equal images)": ("far", "auggen"),
           "ScoreMix > AugGen (equal evaluations)": ("far", "auggen-double"),
           "ScoreMix > deeper backbone on real": ("far", "larger")}  # of the paper
-PAIRS = [("far", "random"), ("far", "reproduction"), ("far", "mixup"), ("far", "triplet"), ("far", "condition-far"),
-         ("condition-far", "condition-close"), ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"),
-         ("ddpm8", "far"), ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"), ("double", "far"),
-         ("quadruple", "far"), ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
+PAIRS = [("far", "random"), ("random", "close"), ("far", "reproduction"), ("far", "mixup"), ("far", "triplet"),
+         ("far", "condition-far"), ("condition-far", "condition-close"), ("far", "ddpm25"), ("far", "heun32"),
+         ("far", "dpm6"), ("ddpm8", "real"), ("ddpm8", "far"), ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"),
+         ("double", "far"), ("quadruple", "far"), ("backbone", "far"), ("remined", "far"),
+         ("continued", "far")]  # compared as well
 FEWEST = 3  # seeds a fold for a verdict, or for an interval of seeds alone
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "rows"]
@@ -337,7 +338,8 @@ def main(argv=None):
     folds, seeds = sorted({k[0] for k in rows}), sorted({k[1] for k in rows})
     settings = (folder / "settings").read_text() if (folder / "settings").exists() else ""
     owner = re.search("GENERATORS (fold|seed)", settings)
-    missing = [f"{f}-{s}-{a}" for a in MAIN for f in folds for s in seeds if (f, s, a) not in rows]
+    planned = sorted({*seeds, *range(PLANNED)})
+    missing = [f"{f}-{s}-{a}" for a in MAIN for f in folds for s in planned if (f, s, a) not in rows]
     numbers, own = Numbers(), with_steps(rows, "")
     for (fold, seed, arm), row in sorted(rows.items()):
         name, _, n = arm.partition("@")
@@ -345,8 +347,8 @@ def main(argv=None):
             numbers.add("row", row[metric][0], arm=name, steps=int(n or steps), fold=fold, seed=seed, metric=metric)
     lines = [table(own, far, numbers, steps), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}, {steps:,} steps of "
              "the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % intervals "
-             "that resample identities and seeds (with one seed a fold, identities alone). Means are over all rows of "
-             "an arm, differences over the rows of both." + (
+             "that resample identities and seeds (n seeds resampled spread as sqrt(1 - 1/n) of seeds drawn anew, one "
+             "not at all). Means are over all rows of an arm, differences over the rows of both." + (
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
                      ": intervals cover them.") if owner else ""), "",

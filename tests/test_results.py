@@ -266,3 +266,19 @@ def test_the_committed_tables_are_those_of_the_committed_rows(folder, tmp_path):
     assert done.returncode == 0, done.stderr
     for name in ("table.md", "results.csv"):
         assert (tmp_path / name).read_text() == (ROOT / folder / name).read_text(), f"run results/tables.py {folder}"
+
+
+def test_the_readme_quotes_the_committed_tables():
+    """Every cell of the README's results stands in the row of the same name in its set's table.md."""
+    section = (ROOT / "README.md").read_text().split("## Does it help?")[1].split("\n## ")[0]
+    sets = {7: ["omniglot-5"] * 3 + ["orl"] * 3, 6: ["omniglot-5"] * 2 + ["orl"] * 2 + ["lfw"]}  # by columns
+    lines = [line for line in section.splitlines() if line.startswith("| ") and "| trained on" not in line]
+    quoted = 0
+    for name, *cells in ([c.strip() for c in line.split("|")[1:-1]] for line in lines if "by EER" not in line):
+        for cell, folder in zip(cells, sets[1 + len(cells)], strict=True):
+            table = ROOT / "results" / folder / "table.md"
+            rows = [x for x in (table.read_text().splitlines() if table.exists() else []) if f"| {name} |" in x]
+            said = " ".join(rows) or "not run"
+            assert f"| {cell} |" in said or cell in ("", said), f"{folder}, {name}: {cell}"
+            quoted += bool(rows)
+    assert quoted > 30
