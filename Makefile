@@ -34,7 +34,7 @@ demo: $(RUNS)/report/results.json
 test: | $(ENV)
 	$(PY) -m pytest -q tests
 
-$(SETS): results-%: | $(ENV)  # the rows of the five main arms that are not there yet: hours on two cores
+$(SETS): results-%: | $(ENV)  # the rows that are not there yet: many hours on two cores
 	PY=$(PY) results/$*/run.sh
 
 kills: | $(ENV)  # kill -9 at 60 random moments of the stages, and the same bytes in the end; five minutes

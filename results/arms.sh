@@ -6,7 +6,8 @@
 #   SAMPLER                 flags of every sample_scoremix.py (default: none)
 #   MIXES                   mixes for every class, where an arm does not say otherwise (default: mine_pairs.py's, 5). All
 #                           four are kept in results/SET/settings, and refused if the rows there have others
-#   FOLDS, SEEDS, ARMS      the rows to have: each FOLD-SEED-ARM is a file in rows/, and not run again
+#   FOLDS, SEEDS, ARMS      the rows to have: each FOLD-SEED-ARM is a file in rows/, and not run again. Without SEEDS and
+#                           ARMS those of plan.md, in its order: the five main arms on five seeds, the others on three
 #   GENERATORS              fold: a generator and a mining recogniser a fold (U is the fold), for all its seeds
 #                           seed: every seed has its own (U is the seed), so the spread of the rows covers them
 #   VALIDATION              a name: a fifth of the training classes stands for the test classes, which are not looked
@@ -17,9 +18,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SET+=${VALIDATION:+/validation/$VALIDATION}
 export PY=${PY:-python3} RUNS=${RUNS:-runs/$SET} JOBS=${JOBS:-2} SAMPLER=${SAMPLER-} MIXES=${MIXES-}
-export SET RECOGNIZER GENERATOR GENERATORS ARMS
+export SET RECOGNIZER GENERATOR GENERATORS
 export DATA=${VALIDATION:+validation}; DATA=${DATA:-data}
-read -ra folds <<< "$FOLDS"; read -ra seeds <<< "$SEEDS"; read -ra arms <<< "$ARMS"
+main="real far close random reproduction"
+groups=("${SEEDS:-0 1 2 3 4}/${ARMS:-$main}")
+[ -n "${SEEDS-}${ARMS-}${VALIDATION-}" ] || groups+=(
+  "0 1 2/auggen auggen-double larger mixup"
+  "0 1 2/condition-far condition-close triplet half double quadruple backbone remined continued heun32"
+)
+read -ra folds <<< "$FOLDS"
 mkdir -p "results/$SET"/{rows,audit,pairs,costs} "$RUNS"
 exec 9> "$RUNS/.lock"  # the jobs inherit it: they may outlive this script
 flock -n 9 || { echo "run.sh: another one, or a job that it started, is at work in $RUNS; wait for it" >&2; exit 2; }
@@ -111,10 +118,11 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
   keep "$D/audit-$arm" audit "$1-$arm"
 }
 
-unit() {  # U: what the rows of a fold (or a seed) need
+unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
   recognizer "$1" "$(own "$1")" real
   local arm failed=0
-  for arm in ${ARMS//continued/far}; do
+  for arm in "${@:2}"; do
+    arm=${arm/continued/far}
     bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds
   done
   return $failed
@@ -148,12 +156,14 @@ pictures() {  # U SEED: mixes, reproductions, the mixes nearest to a training im
 }
 export -f need keep own recognizer images unit row
 
-todo=()
-for s in "${seeds[@]}"; do for f in "${folds[@]}"; do for a in "${arms[@]}"; do
-  u=$f; [ "$GENERATORS" = fold ] || u=$s
-  [ -e "results/$SET/rows/$f-$s-$a.json" ] || todo+=("$u $f $s $a")
-done; done; done
-if [ ${#todo[@]} -gt 0 ]; then
+for group in "${groups[@]}"; do
+  read -ra seeds <<< "${group%/*}"; read -ra arms <<< "${group#*/}"
+  first=${first:-${seeds[0]}} todo=() threads=1
+  for s in "${seeds[@]}"; do for f in "${folds[@]}"; do for a in "${arms[@]}"; do
+    u=$f; [ "$GENERATORS" = fold ] || u=$s
+    [ -e "results/$SET/rows/$f-$s-$a.json" ] || todo+=("$u $f $s $a")
+  done; done; done
+  [ ${#todo[@]} -gt 0 ] || continue
   units=$(printf '%s\n' "${todo[@]}" | cut -d' ' -f1 | sort -un)
   for u in $units; do
     prepare "$u"
@@ -161,12 +171,13 @@ if [ ${#todo[@]} -gt 0 ]; then
       $PY prepare_data.py folder "$RUNS/$u/data/train" --test-classes 0.2 --seed 1 --out "$RUNS/$u/$DATA"
   done
   [ "$(wc -w <<< "$units")" -gt 1 ] || threads=$JOBS  # one unit alone has all the threads
-  xargs <<< "$units" -n 1 -P "$JOBS" env OMP_NUM_THREADS="${threads:-1}" bash -euo pipefail -c 'unit "$1"' unit || failed=1
+  printf '%s\n' "${todo[@]}" | awk '!n[$1, $4]++ {a[$1] = a[$1] " " $4} END {for (u in a) print u a[u]}' | sort -n |
+    xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS="$threads" bash -euo pipefail -c 'unit "$@"' unit || failed=1
   printf '%s\n' "${todo[@]}" |
     xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS=1 bash -euo pipefail -c 'row "$@"' row || failed=1
-fi
-u=${folds[0]}; [ "$GENERATORS" = fold ] || u=${seeds[0]}
-pictures "$u" "${seeds[0]}"
+done
+u=${folds[0]}; [ "$GENERATORS" = fold ] || u=$first
+pictures "$u" "$first"
 $PY results/tables.py "results/$SET"
 if [ "${failed:-0}" = 1 ]; then
   echo "run.sh: not every row could be run; the reasons stand above, and the same command goes on" >&2

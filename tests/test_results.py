@@ -113,7 +113,7 @@ def arms_of_run_sh():
     """Every arm that arms.sh knows, from the patterns of its two `case`s."""
     text = (ROOT / "results/arms.sh").read_text()
     cases = "".join(part.split("esac")[0] for part in text.split("case $arm in")[1:])
-    patterns = [line.split(")")[0] for line in cases.splitlines() if line.startswith("    ") and ")" in line]
+    patterns = re.findall(r"^    (\S[^)]*)\)", cases, re.MULTILINE)
     return {a.strip() for p in patterns for a in p.split("|")} - {"*"}
 
 
@@ -215,6 +215,27 @@ def test_a_second_run_does_what_is_missing_and_no_more(results, tmp_path):
     assert code == 0 and commands == [["results/tables.py", "results/orl"]]
     code, commands = results("orl", ARMS="nearby half", SEEDS="0", FOLDS="0")
     assert code != 0 and {p.name for p in tmp_path.glob("results/orl/rows/0-*.json")} == {"0-0-half.json"}
+
+
+def test_without_seeds_and_arms_the_rows_are_those_of_the_plan_in_its_order(results, tmp_path):
+    text = " ".join((ROOT / "results/plan.md").read_text().split())
+    plan = re.search(r"first ([\w, -]+) \(5 seeds\); then ([\w, -]+); then ([\w, -]+) \(3 seeds\)", text)
+    seeds = {name: n for name, n in zip(plan.groups(), (5, 3, 3), strict=True)}
+    code, commands = results("lfw")
+    assert code == 0
+    scored = [Path(a.model[0]).name for a in of(commands, "evaluate.py") if len(a.model) == 1]
+    for names, n in seeds.items():
+        expected = [f"{arm}-{seed}" for seed in range(n) for arm in names.split(", ")]
+        now, scored = scored[: len(expected)], scored[len(expected) :]
+        assert sorted(now) == sorted(expected)  # two at a time, so in their order but for neighbours
+    assert not scored
+    code, commands = results("lfw")
+    assert code == 0 and commands == [["results/tables.py", "results/lfw"]]
+    (tmp_path / "results/lfw/rows/0-1-mixup.json").unlink()
+    shutil.rmtree(tmp_path / "runs/lfw")
+    code, commands = results("lfw")
+    needed = ["prepare_data.py", "train_recognizer.py", "train_recognizer.py", "evaluate.py", "results/tables.py"]
+    assert code == 0 and [c[0] for c in commands] == needed  # real (of the miner's seed) and mixup, and no generator
 
 
 def test_rows_of_other_settings_are_refused(results, tmp_path):

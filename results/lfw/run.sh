@@ -3,7 +3,7 @@
 # of each at most, in grey, four fifths of the people to train, the others to test. LFW=DIR reads DIR/<name>/<image>,
 # which here were the deep-funneled images; without it scikit-learn fetches the funneled ones. ../arms.sh says how rows
 # are run, ../plan.md why with these settings.
-SET=lfw GENERATORS=fold FOLDS=0 SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far close random reproduction}
+SET=lfw GENERATORS=fold FOLDS=0
 RECOGNIZER=${RECOGNIZER:---size 64 --steps 10000} GENERATOR=${GENERATOR:---size 64 --patch 4 --steps 40000}
 SAMPLER=${SAMPLER---guidance 3 --start 3} MIXES=${MIXES-1}
 

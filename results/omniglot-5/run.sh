@@ -3,7 +3,7 @@
 # Omniglot's characters, to train and to test, so the test set is that of ../omniglot. Every seed has its own generator,
 # mining recogniser and mixes. OMNIGLOT=DIR as there. ../arms.sh says how rows are run, ../plan.md
 # why with these settings.
-SET=omniglot-5 GENERATORS=seed FOLDS=0 SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far close random reproduction}
+SET=omniglot-5 GENERATORS=seed FOLDS=0
 RECOGNIZER=${RECOGNIZER:---size 32 --no-flip --steps 20000}
 GENERATOR=${GENERATOR:---size 32 --no-flip --steps 20000}
 SAMPLER=${SAMPLER---guidance 2 --correlation 0.9} MIXES=${MIXES-1}

@@ -3,7 +3,7 @@
 # characters with 20 images each to train, the 659 of the evaluation set to test, five images of each (all pairs of the
 # 13,180 would be 87 million). OMNIGLOT=DIR reads DIR/images_background and DIR/images_evaluation; without it torchvision
 # fetches them. ../arms.sh says how rows are run.
-SET=omniglot GENERATORS=fold FOLDS=0 SEEDS=${SEEDS:-0 1 2 3 4} ARMS=${ARMS:-real far close random reproduction}
+SET=omniglot GENERATORS=fold FOLDS=0
 RECOGNIZER=${RECOGNIZER:---size 32 --no-flip --steps 30000}
 GENERATOR=${GENERATOR:---size 32 --no-flip --steps 30000}
 SAMPLER=${SAMPLER---guidance 2 --correlation 0.9} MIXES=${MIXES-1}
