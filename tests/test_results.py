@@ -113,7 +113,7 @@ def arms_of_run_sh():
     """Every arm that arms.sh knows, from the patterns of its two `case`s."""
     text = (ROOT / "results/arms.sh").read_text()
     cases = "".join(part.split("esac")[0] for part in text.split("case $arm in")[1:])
-    patterns = re.findall(r"^    (\S[^)]*)\)", cases, re.MULTILINE)
+    patterns = re.findall(r"^    ([^\s#][^)\n]*)\)", cases, re.MULTILINE)
     return {a.strip() for p in patterns for a in p.split("|")} - {"*"}
 
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 from conftest import ROOT, SMALL_RECOGNIZER, succeed
+from scipy import stats
 
 import evaluate
 import train_recognizer
@@ -231,3 +232,16 @@ def test_evaluate_writes_the_draws_that_its_intervals_come_from(faces, tmp_path)
     assert np.percentile(draws["eer"], [2.5, 97.5]) == pytest.approx(metrics["eer"]["ci95"], abs=1e-6)
     tar = metrics["tar_at_far"]["1e-1"]
     assert np.percentile(draws["1e-1"], [2.5, 97.5]) == pytest.approx(tar["ci95"], abs=1e-6)
+
+
+def test_the_interval_of_seeds_alone_is_students(tmp_path):
+    rng, gaps = np.random.default_rng(2), np.array([-0.02, -0.03, 0.01])
+    for seed, gap in enumerate(gaps):
+        for arm, level in (("real", 0.1), ("far", 0.1 + gap)):
+            write_row(tmp_path, f"0-{seed}-{arm}", rng, level)
+    rows, numbers = tables.read_rows(tmp_path)[0], tables.Numbers()
+    text = tables.compare(rows, "far", "real", numbers, 5000)
+    line = next(x for x in numbers if x["what"] == "difference, seeds alone")
+    expected = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+    assert [line["low"], line["high"]] == pytest.approx([expected.low, expected.high])
+    assert text.endswith(f"seeds alone leave EER [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]")
