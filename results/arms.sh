@@ -156,9 +156,10 @@ pictures() {  # U SEED: mixes, reproductions, the mixes nearest to a training im
 }
 export -f need keep own recognizer images unit row
 
+failed=0
 for group in "${groups[@]}"; do
   read -ra seeds <<< "${group%/*}"; read -ra arms <<< "${group#*/}"
-  first=${first:-${seeds[0]}} todo=() threads=1
+  todo=() threads=1
   for s in "${seeds[@]}"; do for f in "${folds[@]}"; do for a in "${arms[@]}"; do
     u=$f; [ "$GENERATORS" = fold ] || u=$s
     [ -e "results/$SET/rows/$f-$s-$a.json" ] || todo+=("$u $f $s $a")
@@ -176,10 +177,9 @@ for group in "${groups[@]}"; do
   printf '%s\n' "${todo[@]}" |
     xargs -P "$JOBS" -L 1 env OMP_NUM_THREADS=1 bash -euo pipefail -c 'row "$@"' row || failed=1
 done
-u=${folds[0]}; [ "$GENERATORS" = fold ] || u=$first
-pictures "$u" "$first"
+pictures "${folds[0]}" 0  # of the first fold and seed
 $PY results/tables.py "results/$SET"
-if [ "${failed:-0}" = 1 ]; then
+if [ $failed = 1 ]; then
   echo "run.sh: not every row could be run; the reasons stand above, and the same command goes on" >&2
   exit 1
 fi

@@ -175,9 +175,14 @@ def table(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
     return "\n".join(lines)
 
 
+def fars(rows: dict) -> list[str]:
+    """The metrics miss@FAR, from the largest FAR down to that of the report."""
+    return sorted((m for m in next(iter(rows.values())) if m.startswith("miss@")), key=lambda m: -float(m[5:]))
+
+
 def by_far(rows: dict, numbers: Numbers, steps: int) -> str:
     """Markdown: 1 - TAR of every arm, and its difference to real, at every FAR down to that of the report."""
-    metrics = sorted((m for m in next(iter(rows.values())) if m.startswith("miss@")), key=lambda m: -float(m[5:]))
+    metrics = fars(rows)
     lines = ["| 1 - TAR %, difference to real | " + " | ".join(f"FAR={m[5:]}" for m in metrics) + " |"]
     lines.append("|---" * (len(metrics) + 1) + "|")
     for arm in (a for a in ARMS if any(a == b for _, _, b in rows)):
@@ -210,29 +215,44 @@ def claims(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
     return "\n".join(lines)
 
 
-def compare(rows: dict, a: str, b: str, numbers: Numbers, steps: int) -> str:
-    """Markdown: arm a - arm b on the rows of both; how many gain; Student's interval of seeds alone, same people."""
-    found = {m: differ(rows, m, a, b, numbers, steps) for m in ("eer", "miss")}
+def compare(rows: dict, a: str, b: str, numbers: Numbers, steps: int) -> list[str] | None:
+    """The cells of arm a - arm b: how many of their common rows gain, and the differences; None without such rows."""
+    if not (found := differ(rows, "eer", a, b, numbers, steps)):
+        return None
     common = sorted(k[:2] for k in rows if k[2] == a and (*k[:2], b) in rows)
-    fields = {"arm": a, "against": b, "steps": steps, "rows": len(common)}
     gaps = {k: rows[*k, a]["eer"][0] - rows[*k, b]["eer"][0] for k in common}
-    folds = [np.array([v for k, v in gaps.items() if k[0] == f]) for f in sorted({f for f, _ in common})]
-    gain = sum(v < 0 for v in gaps.values())
-    told_of = []
-    for metric, v in found.items():
-        x, y = pool(rows, metric, a, b)[:, 0]
-        numbers.add("mean of common rows", x, **fields | {"metric": metric})
-        numbers.add("mean of common rows", y, **fields | {"metric": metric, "arm": b, "against": a})
-        told_of.append(f"{METRICS[metric]} {told(v[0])} ({100 * x:.1f} and {100 * y:.1f})")
-    numbers.add("rows that gain", gain, **fields, metric="eer")
-    text = f"- {a} - {b}: {', '.join(told_of)} points; {gain} of {len(common)} rows have a lower EER"
+    gain = numbers.add("rows that gain", sum(v < 0 for v in gaps.values()), arm=a, against=b, steps=steps,
+                       rows=len(common), metric="eer")
+    alone = seeds_alone([np.array([v for k, v in gaps.items() if k[0] == f]) for f in sorted({f for f, _ in common})])
+    if alone:
+        numbers.add("difference, seeds alone", found[0][0], arm=a, against=b, steps=steps, rows=len(common),
+                    metric="eer", low=alone[0], high=alone[1])
+    cells = [told(differ(rows, m, a, b, numbers, steps)[0]) for m in (*fars(rows), "rank1")]
+    return [f"{a} - {b}", f"{gain} of {len(common)}", told(found[0]),
+            f"[{100 * alone[0]:+.1f}, {100 * alone[1]:+.1f}]" if alone else "", *cells]
+
+
+def seeds_alone(folds: list[np.ndarray]) -> tuple[float, float] | None:
+    """Student's interval of the mean of the folds' means, from the seeds of each: the same people and generators.
+
+    Welch's degrees of freedom, since folds differ in spread. None with fewer than FEWEST seeds in a fold.
+    """
     if min(map(len, folds)) < FEWEST:
-        return text
-    gap, error = np.mean([v.mean() for v in folds]), np.sqrt(sum(v.var(ddof=1) / len(v) for v in folds)) / len(folds)
-    reach = stats.t.ppf(0.975, sum(len(v) - 1 for v in folds)) * error  # a few seeds are too few for a bootstrap
-    low, high = gap - reach, gap + reach
-    numbers.add("difference, seeds alone", gap, **fields, metric="eer", low=low, high=high)
-    return f"{text}; seeds alone leave EER [{100 * low:+.1f}, {100 * high:+.1f}]"
+        return None
+    errors = [v.var(ddof=1) / len(v) for v in folds]  # variances; a few seeds are too few for a bootstrap
+    freedom = sum(errors) ** 2 / max(sum(e * e / (len(v) - 1) for e, v in zip(errors, folds)), 1e-300)
+    reach = stats.t.ppf(0.975, max(freedom, 1)) * np.sqrt(sum(errors)) / len(folds)
+    gap = np.mean([v.mean() for v in folds])
+    return float(gap - reach), float(gap + reach)
+
+
+def comparisons(rows: dict, numbers: Numbers, steps: int) -> str:
+    """Markdown: the arms of the paper's orders against one another, and PAIRS, in points."""
+    heads = ["in points", "rows with a lower EER", "EER", "by the seeds alone",
+             *(f"1 - TAR@FAR={m[5:]}" for m in fars(rows)), "rank-1 (better above zero)"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    found = [compare(rows, a, b, numbers, steps) for a, b in [*CLAIMS.values(), *PAIRS]]
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in found if cells])
 
 
 def with_steps(rows: dict, steps: str) -> dict:
@@ -348,14 +368,13 @@ def main(argv=None):
             numbers.add("row", row[metric][0], arm=name, steps=int(n or steps), fold=fold, seed=seed, metric=metric)
     lines = [table(own, far, numbers, steps), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}, {steps:,} steps of "
              "the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % intervals "
-             "that resample identities and seeds (n seeds resampled spread as sqrt(1 - 1/n) of seeds drawn anew, one "
-             "not at all). Means are over all rows of an arm, differences over the rows of both." + (
+             "that resample identities and seeds (resampling n seeds shows sqrt(1 - 1/n) of their spread, nothing of "
+             "one). Means are over all rows of an arm, differences over the rows of both." + (
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
                      ": intervals cover them.") if owner else ""), "",
              claims(own, far, numbers, steps), "", by_far(own, numbers, steps), ""]
-    lines += [compare(own, a, b, numbers, steps) for a, b in [*CLAIMS.values(), *PAIRS]
-              if any({(*k[:2], a), (*k[:2], b)} <= own.keys() for k in own)]
+    lines += [comparisons(own, numbers, steps)]
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
     lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
     lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []

@@ -289,17 +289,26 @@ def test_the_committed_tables_are_those_of_the_committed_rows(folder, tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / folder / name).read_text(), f"run results/tables.py {folder}"
 
 
+def tables_of(text):
+    """The Markdown tables of a text: (its heads, {the first cell of a line: the others})."""
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *lines = ([c.strip() for c in line.split("|")[1:-1]] for line in block.splitlines())
+        found.append((head, {line[0]: line[1:] for line in lines}))
+    return found
+
+
 def test_the_readme_quotes_the_committed_tables():
-    """Every cell of the README's results stands in the row of the same name in its set's table.md."""
+    """The README's results are the columns of the same name in each set's table.md, with every arm of them."""
     section = (ROOT / "README.md").read_text().split("## Does it help?")[1].split("\n## ")[0]
-    sets = {7: ["omniglot-5"] * 3 + ["orl"] * 3, 6: ["omniglot-5"] * 2 + ["orl"] * 2 + ["lfw"]}  # by columns
-    lines = [line for line in section.splitlines() if line.startswith("| ") and "| trained on" not in line]
-    quoted = 0
-    for name, *cells in ([c.strip() for c in line.split("|")[1:-1]] for line in lines if "by EER" not in line):
-        for cell, folder in zip(cells, sets[1 + len(cells)], strict=True):
-            table = ROOT / "results" / folder / "table.md"
-            rows = [x for x in (table.read_text().splitlines() if table.exists() else []) if f"| {name} |" in x]
-            said = " ".join(rows) or "not run"
-            assert f"| {cell} |" in said or cell in ("", said), f"{folder}, {name}: {cell}"
-            quoted += bool(rows)
-    assert quoted > 30
+    eer, tar, orders = (lines for _, lines in tables_of(section))
+    for i, folder in enumerate(("omniglot-5", "lfw", "orl")):
+        (main, arms), (claims, told), (fars, miss) = tables_of((ROOT / "results" / folder / "table.md").read_text())[:3]
+        assert main[2:4] == ["EER %", "difference to real"] and claims[1] == "points of EER", folder
+        at = fars.index("FAR=1e-2") - 1
+        assert set(arms) <= set(eer) == set(tar) and set(told) == set(orders), folder
+        for arm in eer:
+            assert eer[arm][2 * i : 2 * i + 2] == (arms[arm][1:3] if arm in arms else ["not run", ""]), f"{folder}, {arm}"
+            assert tar[arm][i] == (miss[arm][at] if arm in arms else "not run"), f"{folder}, {arm}"
+        for order in orders:
+            assert orders[order][2 * i : 2 * i + 2] == told[order][:2], f"{folder}, {order}"

@@ -73,7 +73,7 @@ def test_the_table_says_what_the_rows_hold(folder, capsys):
     real, ours = lines["real"], lines["real + far pairs (ScoreMix)"]
     assert real[:4] == ["5", "15.0 ± 0.0", "", ""]
     assert ours[1] == "8.8 ± 0.9" and ours[2].startswith("-6.") and ours[3].startswith("+41.7 % [")
-    assert "far - close: EER -3" in text and "14 rows, folds [0, 1], seeds [0, 1, 2]" in text
+    assert "| far - close | 4 of 4 | -3." in text and "14 rows, folds [0, 1], seeds [0, 1, 2]" in text
     missing = text.split("Not run: ")[1].split(".\n")[0].split(", ")
     later = {f"{fold}-{seed}-{arm}" for fold in (0, 1) for seed in (3, 4) for arm in ("real", "far", "close")}
     assert {m for m in missing if "random" not in m and "repro" not in m} == later | {
@@ -240,8 +240,18 @@ def test_the_interval_of_seeds_alone_is_students(tmp_path):
         for arm, level in (("real", 0.1), ("far", 0.1 + gap)):
             write_row(tmp_path, f"0-{seed}-{arm}", rng, level)
     rows, numbers = tables.read_rows(tmp_path)[0], tables.Numbers()
-    text = tables.compare(rows, "far", "real", numbers, 5000)
+    name, gain, _, alone, *rest = tables.compare(rows, "far", "real", numbers, 5000)
     line = next(x for x in numbers if x["what"] == "difference, seeds alone")
     expected = stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
     assert [line["low"], line["high"]] == pytest.approx([expected.low, expected.high])
-    assert text.endswith(f"seeds alone leave EER [{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]")
+    assert alone == f"[{100 * expected.low:+.1f}, {100 * expected.high:+.1f}]"
+    assert (name, gain, len(rest)) == ("far - real", "2 of 3", len(tables.fars(rows)) + 1)
+    assert tables.compare(rows, "far", "close", numbers, 5000) is None
+
+
+def test_folds_of_unlike_spread_have_welchs_degrees_of_freedom():
+    x, y = np.array([-0.02, -0.03, 0.01]), np.array([0.001, 0.003, 0.002, 0.0])
+    twice = stats.ttest_ind(x, -y, equal_var=False).confidence_interval(0.95)  # mean of x + mean of y
+    assert tables.seeds_alone([x, y]) == pytest.approx([twice.low / 2, twice.high / 2])
+    assert tables.seeds_alone([x, y[:2]]) is None
+    assert tables.seeds_alone([np.full(3, 0.5)]) == pytest.approx((0.5, 0.5))
