@@ -308,7 +308,8 @@ def test_the_readme_quotes_the_committed_tables():
         at = fars.index("FAR=1e-2") - 1
         assert set(arms) <= set(eer) == set(tar) and set(told) == set(orders), folder
         for arm in eer:
-            assert eer[arm][2 * i : 2 * i + 2] == (arms[arm][1:3] if arm in arms else ["not run", ""]), f"{folder}, {arm}"
-            assert tar[arm][i] == (miss[arm][at] if arm in arms else "not run"), f"{folder}, {arm}"
+            run = arm in arms
+            assert eer[arm][2 * i : 2 * i + 2] == (arms[arm][1:3] if run else ["not run", ""]), f"{folder}, {arm}"
+            assert tar[arm][i] == (miss[arm][at] if run else "not run"), f"{folder}, {arm}"
         for order in orders:
             assert orders[order][2 * i : 2 * i + 2] == told[order][:2], f"{folder}, {order}"
