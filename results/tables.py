@@ -252,7 +252,7 @@ def comparisons(rows: dict, numbers: Numbers, steps: int) -> str:
              *(f"1 - TAR@FAR={m[5:]}" for m in fars(rows)), "rank-1 (better above zero)"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found = [compare(rows, a, b, numbers, steps) for a, b in [*CLAIMS.values(), *PAIRS]]
-    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in found if cells])
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in found if cells]) if any(found) else ""
 
 
 def with_steps(rows: dict, steps: str) -> dict:
@@ -374,7 +374,7 @@ def main(argv=None):
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
                      ": intervals cover them.") if owner else ""), "",
              claims(own, far, numbers, steps), "", by_far(own, numbers, steps), ""]
-    lines += [comparisons(own, numbers, steps)]
+    lines += [comparisons(own, numbers, steps) or "No two of these arms have rows yet."]
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
     lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
     lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []
@@ -391,7 +391,8 @@ def main(argv=None):
     if (folder / "costs").is_dir():
         lines += ["", "What it cost, without the preparation: hours of a process, measured, mostly two at a time:", "",
                   spent(folder, numbers)]
-    draw_gain(folder / "gain.png", rows, far)
+    if compared := any(a != "real" and (f, s, "real") in rows for f, s, a in rows):
+        draw_gain(folder / "gain.png", rows, far)
     pairs = {a: v for a, v in read_reports(folder / "pairs").items() if any(a == b for *_, b in own)}
     distances = {a: np.mean([r["distances"]["chosen_mean"] for r in pairs[a]]) for a in ("close", "random", "far")
                  if a in pairs}
@@ -411,7 +412,8 @@ def main(argv=None):
     lines = [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in numbers]
     out.writerows(line for i, line in enumerate(lines) if line not in lines[:i])  # tables may share a number
     stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue(), newline=""))
-    print((folder / "table.md").read_text() + f"wrote {folder}/table.md and results.csv; look at {folder}/gain.png")
+    print((folder / "table.md").read_text() + f"wrote {folder}/table.md and results.csv"
+          + (f"; look at {folder}/gain.png" if compared else ""))
 
 
 if __name__ == "__main__":

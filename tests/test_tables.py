@@ -89,6 +89,18 @@ def test_the_table_says_what_the_rows_hold(folder, capsys):
     assert (path / "gain.png").stat().st_size > 5000 and "gain.png" in capsys.readouterr().out
 
 
+def test_one_arm_alone_has_a_table_and_no_empty_figure(tmp_path, capsys):
+    (tmp_path / "rows").mkdir()
+    rng = np.random.default_rng(0)
+    for seed in range(2):
+        write_row(tmp_path / "rows", f"0-{seed}-real", rng, 0.1)
+    succeed(tables, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| real | 2 | 10.0 ± 0.0 |" in text and "No two of these arms have rows yet." in text
+    assert "rows with a lower EER" not in text and "gain.png" not in capsys.readouterr().out
+    assert not (tmp_path / "gain.png").exists()
+
+
 def test_every_number_of_the_table_is_in_the_csv(folder):
     path, _ = folder
     (path / "pairs").mkdir()
