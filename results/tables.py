@@ -252,7 +252,9 @@ def comparisons(rows: dict, numbers: Numbers, steps: int) -> str:
              *(f"1 - TAR@FAR={m[5:]}" for m in fars(rows)), "rank-1 (better above zero)"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     found = [compare(rows, a, b, numbers, steps) for a, b in [*CLAIMS.values(), *PAIRS]]
-    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in found if cells]) if any(found) else ""
+    if not any(found):
+        return "No two of these arms have rows yet."
+    return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in found if cells])
 
 
 def with_steps(rows: dict, steps: str) -> dict:
@@ -373,8 +375,7 @@ def main(argv=None):
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
                      ": intervals cover them.") if owner else ""), "",
-             claims(own, far, numbers, steps), "", by_far(own, numbers, steps), ""]
-    lines += [comparisons(own, numbers, steps) or "No two of these arms have rows yet."]
+             claims(own, far, numbers, steps), "", by_far(own, numbers, steps), "", comparisons(own, numbers, steps)]
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
     lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
     lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []
