@@ -12,7 +12,8 @@
 #                           seed: every seed has its own (U is the seed), so the spread of the rows covers them
 #   VALIDATION              a name: a fifth of the training classes stands for the test classes, which are not looked
 #                           at; the rows go to results/SET/validation/NAME. For settings, given by the variables above.
-# A stop costs no more than what was running, an arm that fails stops no other. JOBS=2 runs two at once with one thread
+# results/SET/models/U/ holds run directories that are there already, a generator as a rule: they are copied, and not
+# trained again. A stop costs no more than what was running, an arm that fails stops no other. JOBS=2 runs two at once with one thread
 # each (a generator that has nothing beside it takes both), RUNS moves the working files.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -119,8 +120,11 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
 }
 
 unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
+  local arm run failed=0
+  for run in "results/$SET/models/$1"/*/; do
+    [ ! -d "$run" ] || [ -e "$RUNS/$1/$(basename "$run")" ] || cp -r "$run" "$RUNS/$1"
+  done
   recognizer "$1" "$(own "$1")" real
-  local arm failed=0
   for arm in "${@:2}"; do
     arm=${arm/continued/far}
     bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds

@@ -238,6 +238,24 @@ def test_without_seeds_and_arms_the_rows_are_those_of_the_plan_in_its_order(resu
     assert code == 0 and [c[0] for c in commands] == needed  # real (of the miner's seed) and mixup, and no generator
 
 
+def test_models_that_are_kept_are_not_trained_again(results, tmp_path):
+    kept = tmp_path / "results/lfw/models/0"
+    for run, names in {"generator": ["model.pt", "samples-7.png"], "real-0": ["model.pt", "log.jsonl"]}.items():
+        (kept / run).mkdir(parents=True)
+        for name in [*names, "cost.json"]:
+            (kept / run / name).write_text(run)
+    (tmp_path / "runs/lfw/0/real-0").mkdir(parents=True)  # begun here: it stays and goes on
+    code, commands = results("lfw", ARMS="far", SEEDS="0")
+    assert code == 0 and not of(commands, "train_diffusion.py")
+    assert [Path(a.out).name for a in of(commands, "train_recognizer.py")] == ["real-0", "far-0"]
+    assert (tmp_path / "runs/lfw/0/generator/model.pt").read_text() == "generator"
+    shutil.rmtree(tmp_path / "runs")
+    code, commands = results("lfw", ARMS="close", SEEDS="0")
+    assert code == 0 and [Path(a.out).name for a in of(commands, "train_recognizer.py")] == ["close-0"]
+    code, commands = results("lfw", ARMS="far", SEEDS="0", VALIDATION="x")
+    assert code == 0 and len(of(commands, "train_diffusion.py")) == 1  # the models are not those of other classes
+
+
 def test_rows_of_other_settings_are_refused(results, tmp_path):
     assert results("orl", ARMS="real", SEEDS="0", FOLDS="0")[0] == 0
     for other in ({"GENERATOR": "--size 32 --steps 9"}, {"SAMPLER": "--guidance 2"}):
