@@ -6,6 +6,9 @@
 #   SAMPLER                 flags of every sample_scoremix.py (default: none)
 #   MIXES                   mixes for every class, where an arm does not say otherwise (default: mine_pairs.py's, 5). All
 #                           four are kept in results/SET/settings, and refused if the rows there have others
+#   SPEED                   flags of both trainings that say how a network is computed, as "--precision bf16 --compile"
+#                           (default: none). No setting: configs/ keeps them with all other arguments of every run,
+#                           and the table says which networks had which
 #   FOLDS, SEEDS, ARMS      the rows to have: each FOLD-SEED-ARM is a file in rows/, and not run again. Without SEEDS and
 #                           ARMS those of plan.md, in its order: the five main arms on five seeds, the others on three
 #   GENERATORS              fold: a generator and a mining recogniser a fold (U is the fold), for all its seeds
@@ -13,12 +16,12 @@
 #   VALIDATION              a name: a fifth of the training classes stands for the test classes, which are not looked
 #                           at; the rows go to results/SET/validation/NAME. For settings, given by the variables above.
 # results/SET/models/U/ holds run directories that are there already, a generator as a rule: they are copied, and not
-# trained again. A stop costs no more than what was running, an arm that fails stops no other. JOBS=2 runs two at once with one thread
-# each (a generator that has nothing beside it takes both), RUNS moves the working files.
+# trained again. A stop costs no more than what was running, an arm that fails stops no other. JOBS=2 runs two at once
+# with one thread each (a generator that has nothing beside it takes both), RUNS moves the working files.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SET+=${VALIDATION:+/validation/$VALIDATION}
-export PY=${PY:-python3} RUNS=${RUNS:-runs/$SET} JOBS=${JOBS:-2} SAMPLER=${SAMPLER-} MIXES=${MIXES-}
+export PY=${PY:-python3} RUNS=${RUNS:-runs/$SET} JOBS=${JOBS:-2} SAMPLER=${SAMPLER-} MIXES=${MIXES-} SPEED=${SPEED-}
 export SET RECOGNIZER GENERATOR GENERATORS
 export DATA=${VALIDATION:+validation}; DATA=${DATA:-data}
 main="real far close random reproduction"
@@ -28,7 +31,7 @@ groups=("${SEEDS:-0 1 2 3 4}/${ARMS:-$main}")
   "0 1 2/condition-far condition-close triplet half double quadruple backbone remined continued heun32"
 )
 read -ra folds <<< "$FOLDS"
-mkdir -p "results/$SET"/{rows,audit,pairs,costs} "$RUNS"
+mkdir -p "results/$SET"/{rows,audit,pairs,costs,configs} "$RUNS"
 exec 9> "$RUNS/.lock"  # the jobs inherit it: they may outlive this script
 flock -n 9 || { echo "run.sh: another one, or a job that it started, is at work in $RUNS; wait for it" >&2; exit 2; }
 settings="RECOGNIZER $RECOGNIZER
@@ -47,8 +50,9 @@ need() {  # FILE COMMAND...: run the command unless the file is there
   [ -e "$1" ] || "${@:2}"
 }
 
-keep() {  # RUN STAGE NAME: what a run cost
+keep() {  # RUN STAGE NAME: what a run cost, and how it was run
   cp "$1/cost.json" "results/$SET/costs/$2-$3.json"
+  cp "$1/config.json" "results/$SET/configs/$2-$3.json"
 }
 
 own() {  # U: the seed of its generator and mining recogniser
@@ -65,8 +69,8 @@ recognizer() {  # U SEED ARM: train $RUNS/U/ARM-SEED; the arm far@2500 is far wi
     *) data+=("$D/$arm") ;;
   esac
   [ "$arm" = "$3" ] || flags+=(--steps "${3#*@}")
-  need "$D/$3-$2/model.pt" $PY train_recognizer.py --data "${data[@]}" $RECOGNIZER --seed "$2" --compile "${flags[@]}" \
-    --out "$D/$3-$2"
+  need "$D/$3-$2/model.pt" $PY train_recognizer.py --data "${data[@]}" $RECOGNIZER --seed "$2" --compile $SPEED \
+    "${flags[@]}" --out "$D/$3-$2"
   keep "$D/$3-$2" train_recognizer "$1-$2-$3"
 }
 
@@ -106,7 +110,8 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
   esac
   [[ $arm == condition-* ]] || mine+=(--recognizer "$miner" --data "$D/$DATA/train")
   G=$D/generator${train:+-$arm}
-  need "$G/model.pt" $PY train_diffusion.py --data "$D/$DATA/train" $GENERATOR --seed "$seed" "${train[@]}" --out "$G"
+  need "$G/model.pt" $PY train_diffusion.py --data "$D/$DATA/train" $GENERATOR --seed "$seed" $SPEED "${train[@]}" \
+    --out "$G"
   need "$D/$arm.csv" $PY mine_pairs.py "${mine[@]}" --out "$D/$arm.csv"
   need "$D/$arm/manifest.csv" \
     $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" $sampler "${sample[@]}" --out "$D/$arm"

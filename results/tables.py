@@ -5,7 +5,8 @@
 Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
         FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
         mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
-        FOLDER/costs/<stage>-<run>.json: the cost.json of the runs, where there are any.
+        FOLDER/costs/<stage>-<run>.json, FOLDER/configs/<stage>-<run>.json: cost.json and config.json of the runs,
+        where there are any.
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row (shares as fractions); FOLDER/gain.png;
         distance.png and amount.png where arms differ by that. An arm called far@2500 is `far` with 2,500 steps of the
@@ -317,6 +318,17 @@ def spent(folder: Path, numbers: Numbers) -> str:
     return "\n".join([*lines, f"| all | {len(runs)} | | {total:.2f} |"])
 
 
+def computed(folder: Path) -> str:
+    """In which precision and by which version of PyTorch networks were trained, of the runs whose config is kept."""
+    ways = {}
+    for path in sorted(folder.glob("configs/train_*.json")):
+        config = json.loads(path.read_text())
+        way = f"{config['arguments']['precision']}, PyTorch {config['versions']['torch'].partition('+')[0]}"
+        ways.setdefault(way, []).append(path.stem.partition("-")[2])
+    return "; ".join(f"{way}: " + (f"all {len(names)}" if len(ways) == 1 else ", ".join(names))
+                     for way, names in ways.items())
+
+
 def draw_gain(path: Path, rows: dict, far: str) -> None:
     """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
     arms = [a for a in ARMS if a != "real" and any(a == b for _, _, b in rows)]
@@ -389,6 +401,8 @@ def main(argv=None):
     if audits := read_reports(folder / "audit"):
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
                   quality(audits, numbers)]
+    if how := computed(folder):
+        lines += ["", f"Networks trained in {how}."]
     if (folder / "costs").is_dir():
         lines += ["", "What it cost, without the preparation: hours of a process, measured, mostly two at a time:", "",
                   spent(folder, numbers)]

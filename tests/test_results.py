@@ -37,11 +37,11 @@ def touch(*names):
 
 touched = {
     "prepare_data.py": [f"{p}/{c}/1.png" for p in ("train", "test") for c in "abcd"] + ["split.json"],
-    "train_recognizer.py": ["cost.json", "log.jsonl", "model.pt"],
-    "train_diffusion.py": ["cost.json", "samples-20.png", "samples-100.png", "model-500.pt", "model.pt"],
-    "sample_scoremix.py": ["cost.json", "preview.png", "manifest.csv"],
-    "audit.py": ["cost.json", "nearest.png", "audit.json"],
-    "evaluate.py": ["cost.json", "draws.npz", "roc.png", "results.json"],
+    "train_recognizer.py": ["config.json", "cost.json", "log.jsonl", "model.pt"],
+    "train_diffusion.py": ["config.json", "cost.json", "samples-20.png", "samples-100.png", "model-500.pt", "model.pt"],
+    "sample_scoremix.py": ["config.json", "cost.json", "preview.png", "manifest.csv"],
+    "audit.py": ["config.json", "cost.json", "nearest.png", "audit.json"],
+    "evaluate.py": ["config.json", "cost.json", "draws.npz", "roc.png", "results.json"],
 }
 if argv[0] in touched:
     touch(*touched[argv[0]])
@@ -126,7 +126,8 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     assert code == 0 and commands[-1] == ["results/tables.py", f"results/{name}"]
     for command in commands[:-1]:
         parsed(command)
-    costs = {p.stem for p in (tmp_path / f"results/{name}/costs").iterdir()}
+    costs, configs = ({p.stem for p in (tmp_path / f"results/{name}" / n).iterdir()} for n in ("costs", "configs"))
+    assert configs == costs
     kept = {f"train_recognizer-{unit}-1-{a}" for a in arms} | {f"evaluate-0-1-{a}" for a in arms}
     assert kept | {f"train_diffusion-{unit}-generator", f"sample_scoremix-{unit}-far", f"audit-{unit}-far"} < costs
     rows = {p.name for p in (tmp_path / f"results/{name}/rows").iterdir()}
@@ -242,7 +243,7 @@ def test_models_that_are_kept_are_not_trained_again(results, tmp_path):
     kept = tmp_path / "results/lfw/models/0"
     for run, names in {"generator": ["model.pt", "samples-7.png"], "real-0": ["model.pt", "log.jsonl"]}.items():
         (kept / run).mkdir(parents=True)
-        for name in [*names, "cost.json"]:
+        for name in [*names, "config.json", "cost.json"]:
             (kept / run / name).write_text(run)
     (tmp_path / "runs/lfw/0/real-0").mkdir(parents=True)  # begun here: it stays and goes on
     code, commands = results("lfw", ARMS="far", SEEDS="0")
@@ -250,7 +251,8 @@ def test_models_that_are_kept_are_not_trained_again(results, tmp_path):
     assert [Path(a.out).name for a in of(commands, "train_recognizer.py")] == ["real-0", "far-0"]
     assert (tmp_path / "runs/lfw/0/generator/model.pt").read_text() == "generator"
     shutil.rmtree(tmp_path / "runs")
-    code, commands = results("lfw", ARMS="close", SEEDS="0")
+    code, commands = results("lfw", ARMS="close", SEEDS="0", SPEED="--precision bf16")
+    assert [a.precision for a in of(commands, "train_recognizer.py")] == ["bf16"]
     assert code == 0 and [Path(a.out).name for a in of(commands, "train_recognizer.py")] == ["close-0"]
     code, commands = results("lfw", ARMS="far", SEEDS="0", VALIDATION="x")
     assert code == 0 and len(of(commands, "train_diffusion.py")) == 1  # the models are not those of other classes
@@ -298,7 +300,7 @@ def test_validation_never_sees_the_test_classes(results, tmp_path):
 def test_the_committed_tables_are_those_of_the_committed_rows(folder, tmp_path):
     if (ROOT / folder / "settings").exists():
         shutil.copy(ROOT / folder / "settings", tmp_path)
-    for part in ("rows", "audit", "pairs", "costs"):
+    for part in ("rows", "audit", "pairs", "costs", "configs"):
         if (ROOT / folder / part).is_dir():
             shutil.copytree(ROOT / folder / part, tmp_path / part)
     done = subprocess.run([sys.executable, ROOT / "results/tables.py", tmp_path], capture_output=True, text=True)
