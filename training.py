@@ -132,7 +132,7 @@ def distribute(network: nn.Module, device) -> nn.Module:
     network = nn.parallel.DistributedDataParallel(network, [device.index] if device.type == "cuda" else None)
 
     def own_dropout(*_):  # so far, in a step, all processes have drawn the same numbers
-        torch.manual_seed(torch.initial_seed() + stage.rank)
+        torch.manual_seed(stage.seed_of("dropout", torch.initial_seed(), stage.rank))
     network.register_forward_pre_hook(own_dropout)
     return network
 
