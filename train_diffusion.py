@@ -48,6 +48,8 @@ def parse_args(argv=None):
     add("lr", float, 0, 1e38, "peak learning rate of AdamW")
     add("ema", float, 0, 1, "decay of the averaged weights, the ones that are kept")
     add("dropout", float, 0, 0.9, "dropout in the residual blocks")
+    g.add_argument("--micro-batch", type=stage.number(int, 1), default=32, metavar="N", help="images a backward pass: "
+                   "gradients of a larger batch are added up, so that it fits the memory (default: %(default)s)")
     g.add_argument("--label-dropout", type=stage.number(float, 0, 0.9), default=0.1, metavar="P",
                    help="share of the images trained as the null class, for classifier-free guidance (default: 0.1)")
     g.add_argument("--predict", choices=["v", "eps", "x0"], default="v", help="what the network predicts; x0 has "
@@ -244,18 +246,22 @@ def to_x0(predict: str, out: torch.Tensor, x_t: torch.Tensor, a, s) -> torch.Ten
     return a * x_t - s * out if predict == "v" else (x_t - s * out) / a
 
 
-def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, schedule: Schedule, predict: str,
-                   more=None) -> torch.Tensor:
-    """Mean squared error of v, eps or x0 at random times and noise: x0 (B, C, H, W) in [-1, 1], y (B,) -> scalar.
+def draw_times_and_noise(x0: torch.Tensor, schedule: Schedule) -> tuple[torch.Tensor, torch.Tensor]:
+    """A time t (B,), stratified over the batch for a calmer loss, and noise eps of x0's shape (B, C, H, W)."""
+    b = len(x0) * stage.world  # numbers are drawn for the rows of all processes
+    u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1
+    t = (share(u) * schedule.T).long().clamp(max=schedule.T - 1)
+    return t, share(torch.randn(b, *x0.shape[1:], device=x0.device)).contiguous(memory_format=torch.channels_last)
+
+
+def diffusion_loss(model, x0: torch.Tensor, y: torch.Tensor, t: torch.Tensor, eps: torch.Tensor, schedule: Schedule,
+                   predict: str, more=None) -> torch.Tensor:
+    """Mean squared error of v, eps or x0: x0, eps (B, C, H, W), x0 in [-1, 1], labels y and times t (B,) -> scalar.
 
     A prediction of x0 has the error of the v it stands for, (x0 - out) / s, with s no lower than MIN_S (Li & He 2025).
     more(x0, y, a): another loss of the denoised images, to be added.
     """
-    b = len(x0) * stage.world  # numbers are drawn for the rows of all processes
-    u = (torch.rand(1, device=x0.device) + torch.arange(b, device=x0.device) / b) % 1  # stratified: a calmer loss
-    t = (share(u) * schedule.T).long().clamp(max=schedule.T - 1)
     a, s = schedule.at(t)
-    eps = share(torch.randn(b, *x0.shape[1:], device=x0.device)).contiguous(memory_format=torch.channels_last)
     x_t = a * x0 + s * eps
     out = model(x_t, t, y).float()
     target = {"v": a * eps - s * x0, "eps": eps, "x0": x0}[predict]
@@ -390,9 +396,12 @@ def run(args) -> None:
         y = torch.where(rand(len(y), device=device) < args.label_dropout, model.num_classes, y)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
-        loss = diffusion_loss(network, x0, y, schedule, args.predict, more)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss, parts = 0, zip(*(v.split(args.micro_batch) for v in (x0, y, *draw_times_and_noise(x0, schedule))))
+        for part in parts:  # only the activations of one part are kept at a time
+            term = diffusion_loss(network, *part, schedule, args.predict, more) * (len(part[0]) / len(x))
+            term.backward()
+            loss += term.detach()
         grad_norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()
         update_ema(ema, model, args.ema, i)

@@ -20,7 +20,7 @@ from torch import nn
 
 from sample_scoremix import SMALL as SAMPLER
 from sample_scoremix import draw_images, mixed_denoiser
-from train_diffusion import MAX_GRAD_NORM, Schedule, build, diffusion_loss, parse_args, update_ema
+from train_diffusion import MAX_GRAD_NORM, Schedule, build, diffusion_loss, draw_times_and_noise, parse_args, update_ema
 from training import count_flops, learning_rate
 
 ARGS = parse_args("--data . --out . --size 32".split())  # every default of train_diffusion.py --size 32
@@ -112,7 +112,8 @@ class Ours:
         y = torch.where(torch.rand(len(y), device=y.device) < ARGS.label_dropout, self.network.num_classes, y)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.i, self.steps, ARGS.lr)
-        loss = diffusion_loss(self.network, x0, y, self.schedule, ARGS.predict)
+        drawn = draw_times_and_noise(x0, self.schedule)
+        loss = diffusion_loss(self.network, x0, y, *drawn, self.schedule, ARGS.predict)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.trained, MAX_GRAD_NORM)

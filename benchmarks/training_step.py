@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from common import arguments, machine, need, side_by_side, stage, version, write
 from peers import MODULES, Ddp, Diffusers, ForGaussianDiffusion, Ours, against_ours, equal_networks
 
-from train_diffusion import Schedule, diffusion_loss
+from train_diffusion import Schedule, diffusion_loss, draw_times_and_noise
 from training import accelerate
 
 CLASSES, STEPS = 30, 10
@@ -40,9 +40,9 @@ def losses(network, x0: torch.Tensor, y: torch.Tensor) -> dict[str, float]:
         times.append(t)
         return network(x_t, t, y)
     torch.manual_seed(0)
-    found = {"ours": diffusion_loss(watched, x0, y, Schedule(), "eps").item()}
+    found = {"ours": diffusion_loss(watched, x0, y, *draw_times_and_noise(x0, Schedule()), Schedule(), "eps").item()}
     torch.manual_seed(0)
-    torch.rand(1, device=x0.device)  # what diffusion_loss draws before the noise
+    torch.rand(1, device=x0.device)  # what draw_times_and_noise draws before the noise
     noise = torch.randn(x0.shape, device=x0.device)
     scheduler = need("diffusers").DDPMScheduler(trained_betas=1 - abar / np.append(1, abar[:-1]))
     found["diffusers"] = F.mse_loss(network(scheduler.add_noise(x0, noise, times[0]), times[0], y), noise).item()

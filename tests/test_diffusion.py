@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL_RECOGNIZER, SMALL_UNET, succeed
+from conftest import ROOT, SMALL_RECOGNIZER, SMALL_UNET, succeed
 from PIL import Image
 from test_recognizer import assert_equal, stop_before_step
 
@@ -15,7 +15,7 @@ import stage
 import train_diffusion
 import train_recognizer
 import training
-from train_diffusion import LARGE, Schedule, UNet, diffusion_loss, to_x0, update_ema
+from train_diffusion import LARGE, Schedule, UNet, diffusion_loss, draw_times_and_noise, to_x0, update_ema
 
 
 def test_schedule():
@@ -55,11 +55,15 @@ def test_network_shapes(kw, size):
     assert not torch.allclose(base, model(x, torch.tensor([500, 500]), torch.tensor([0, 0])))
 
 
+def loss_at_random_times(model, x0, y, schedule, predict):
+    return diffusion_loss(model, x0, y, *draw_times_and_noise(x0, schedule), schedule, predict)
+
+
 def test_every_parameter_is_trained():
     model = UNet(2, 1, 8, [1, 2], 1, [0, 1], 2)
     for p in model.parameters():
         torch.nn.init.normal_(p, 0, 0.2)
-    diffusion_loss(model, torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 2]), Schedule(), "v").backward()
+    loss_at_random_times(model, torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 2]), Schedule(), "v").backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
@@ -87,8 +91,9 @@ def test_the_loss_vanishes_for_the_perfect_prediction_alone(predict):
             off = off * s.clamp(min=train_diffusion.MIN_S)  # as an error of v
         return out + off
 
-    assert diffusion_loss(perfect, x0, torch.zeros(64, dtype=torch.long), schedule, predict) < 1e-6
-    off = diffusion_loss(lambda *a: perfect(*a, off=0.5), x0, torch.zeros(64, dtype=torch.long), schedule, predict)
+    y = torch.zeros(64, dtype=torch.long)
+    assert loss_at_random_times(perfect, x0, y, schedule, predict) < 1e-6
+    off = loss_at_random_times(lambda *a: perfect(*a, off=0.5), x0, y, schedule, predict)
     assert abs(off - 0.25) < 1e-3
     assert min(seen) < 40 and max(seen) > 960 and max(seen) < 1000  # the whole range of times
 
@@ -105,6 +110,20 @@ def test_ema():
 
 def argv(faces, out, *more):
     return [str(a) for a in ("--data", faces / "train", "--out", out, "--steps", 4, *SMALL_UNET, *more)]
+
+
+def test_micro_batches_add_up_to_the_step_of_the_whole_batch(faces, tmp_path, monkeypatch):
+    seen, loss_of = [], train_diffusion.diffusion_loss
+    monkeypatch.setattr(train_diffusion, "diffusion_loss", lambda *a: seen.append(len(a[1])) or loss_of(*a))
+    runs = {}
+    for name, more in (("whole", []), ("parts", ["--micro-batch", "3"])):
+        more = [*more, "--batch", 8, "--dropout", 0, "--lr", 1e-4, "--log-every", 1]
+        assert train_diffusion.main(argv(faces, tmp_path / name, *more)) == 0
+        log = [json.loads(line)["loss"] for line in open(tmp_path / name / "log.jsonl")]
+        runs[name] = log, torch.load(tmp_path / name / "model.pt", weights_only=True)["weights"]
+    assert seen == [8] * 4 + [3, 3, 2] * 4
+    assert runs["parts"][0] == pytest.approx(runs["whole"][0], rel=1e-5)
+    assert max((runs["parts"][1][k] - v).abs().max() for k, v in runs["whole"][1].items()) < 1e-6
 
 
 def test_resume_is_the_uninterrupted_run_to_the_bit(faces, tmp_path, monkeypatch):
@@ -168,7 +187,7 @@ def test_the_loss_of_x0_is_that_of_the_v_it_stands_for():
 
         torch.manual_seed(0)
         schedule.at = lambda t: Schedule.at(schedule, t.clamp(min=40))  # s > MIN_S from here on
-        losses.append(diffusion_loss(half, x0, y, schedule, predict))
+        losses.append(loss_at_random_times(half, x0, y, schedule, predict))
     assert losses[0] > 0.1 and abs(losses[0] / losses[1] - 1) < 1e-4
 
 
@@ -313,6 +332,26 @@ def test_the_papers_scale_counts_276_billion_multiply_adds():
     assert round(training.count_flops(model, *inputs) / 2e9) == 276
 
 
+def test_what_an_image_keeps_for_the_way_back_at_112():
+    """The README's figure of the memory of a training step, counted on shapes alone."""
+    with torch.device("meta"):
+        shape = {k: LARGE[k] for k in ("width", "multipliers", "blocks", "attention", "patch", "dropout")}
+        model = UNet(10, 3, **shape)
+        inputs = torch.zeros(2, 3, 112, 112), torch.zeros(2), torch.zeros(2, dtype=torch.long)
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept = {}
+
+    def keep(v):
+        kept[v.untyped_storage()._cdata] = v
+        return v
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda v: v):
+        model(*inputs)
+    gigabytes = sum(v.untyped_storage().nbytes() for k, v in kept.items() if k not in weights) / 2 / 1e9
+    assert round(gigabytes, 1) == 1.5
+    assert f"{gigabytes:.1f} GB an image" in " ".join((ROOT / "README.md").read_text().split())
+
+
 def test_the_papers_scale_trains_and_samples_at_112():
     """One training step and one sampling step of the default network at 112x112, batch 1, on the CPU."""
     model = UNet(
@@ -320,7 +359,7 @@ def test_the_papers_scale_trains_and_samples_at_112():
     )
     assert 275e6 < sum(p.numel() for p in model.parameters()) < 285e6
     schedule, x0 = Schedule(), torch.rand(1, 3, 112, 112) * 2 - 1
-    loss = diffusion_loss(model, x0, torch.tensor([3]), schedule, "v")
+    loss = loss_at_random_times(model, x0, torch.tensor([3]), schedule, "v")
     loss.backward()
     before = model.conv_out.weight.detach().clone()
     torch.optim.SGD(model.parameters(), 1e-3).step()
