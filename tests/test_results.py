@@ -14,6 +14,8 @@ import pytest
 from conftest import ROOT
 
 import testsets
+import train_diffusion
+import train_recognizer
 
 spec = importlib.util.spec_from_file_location("tables", ROOT / "results/tables.py")
 tables = importlib.util.module_from_spec(spec)
@@ -258,6 +260,25 @@ def test_models_that_are_kept_are_not_trained_again(results, tmp_path):
     assert code == 0 and len(of(commands, "train_diffusion.py")) == 1  # the models are not those of other classes
 
 
+@pytest.mark.parametrize("unit", sorted(ROOT.glob("results/*/models/*")), ids=str)
+def test_committed_models_are_those_that_their_set_would_train(unit):
+    """Read by the scripts of today, of the set's own settings, and of one image set."""
+    settings = dict(line.split(" ", 1) for line in (unit / "../../settings").read_text().splitlines())
+    generator = train_diffusion.load_generator(unit / "generator", "cpu")[1]
+    recognizer = train_recognizer.load_recognizer(unit / "real-0", "cpu")[1]
+    assert generator["classes"] == recognizer["classes"] and len(generator["classes"]) > 100
+    names = {"generator": ("train_diffusion", "GENERATOR"), "real-0": ("train_recognizer", "RECOGNIZER")}
+    for run, (script, setting) in names.items():
+        config = json.loads((unit / run / "config.json").read_text())
+        argv = f"--data {config['arguments']['data'][0]} --out {config['arguments']['out']} {settings[setting]}".split()
+        asked = vars(importlib.import_module(script).parse_args(argv))
+        free = {"precision", "compile", "seed"}  # SPEED, and what arms.sh gives
+        assert {k: v for k, v in config["arguments"].items() if k not in free} == {
+            k: asked[k] for k in config["arguments"] if k not in free
+        }
+        assert json.loads((unit / run / "log.jsonl").read_text().splitlines()[-1])["step"] == asked["steps"]
+
+
 def test_rows_of_other_settings_are_refused(results, tmp_path):
     assert results("orl", ARMS="real", SEEDS="0", FOLDS="0")[0] == 0
     for other in ({"GENERATOR": "--size 32 --steps 9"}, {"SAMPLER": "--guidance 2"}):
@@ -319,17 +340,23 @@ def tables_of(text):
 
 
 def test_the_readme_quotes_the_committed_tables():
-    """The README's results are the columns of the same name in each set's table.md, with every arm of them."""
+    """The README's results are those of each set's table.md: EER of every arm of any set, every order of the paper."""
     section = (ROOT / "README.md").read_text().split("## Does it help?")[1].split("\n## ")[0]
-    eer, tar, orders = (lines for _, lines in tables_of(section))
+    (_, eer), (head, orders), (_, costs) = tables_of(section)
+    quoted = set()
     for i, folder in enumerate(("omniglot-5", "lfw", "orl")):
-        (main, arms), (claims, told), (fars, miss) = tables_of((ROOT / "results" / folder / "table.md").read_text())[:3]
+        text = (ROOT / "results" / folder / "table.md").read_text()
+        (main, arms), (claims, told) = tables_of(text)[:2]
         assert main[2:4] == ["EER %", "difference to real"] and claims[1] == "points of EER", folder
-        at = fars.index("FAR=1e-2") - 1
-        assert set(arms) <= set(eer) == set(tar) and set(told) == set(orders), folder
+        assert claims[3] == f"points of {head[2 * i + 2]}" and set(told) == set(orders), folder
+        quoted |= set(arms)
         for arm in eer:
-            run = arm in arms
-            assert eer[arm][2 * i : 2 * i + 2] == (arms[arm][1:3] if run else ["not run", ""]), f"{folder}, {arm}"
-            assert tar[arm][i] == (miss[arm][at] if run else "not run"), f"{folder}, {arm}"
-        for order in orders:
-            assert orders[order][2 * i : 2 * i + 2] == told[order][:2], f"{folder}, {order}"
+            assert eer[arm][2 * i : 2 * i + 2] == (arms[arm][1:3] if arm in arms else ["not run", ""]), (folder, arm)
+        for order, (gap, verdict, miss, other) in told.items():
+            cells = [f"{gap} {verdict}".strip(), f"{miss} {other}".strip()]
+            assert orders[order][2 * i : 2 * i + 2] == cells, (folder, order)
+        if i < 2:
+            hours = next(lines for head_of, lines in tables_of(text) if head_of[:3] == ["stage", "runs", "hours a run"])
+            stages = ("train_recognizer", "train_diffusion", "mine_pairs", "sample_scoremix")
+            assert {k: v[i] for k, v in costs.items()} == {f"`{k}.py`": hours[k][1] for k in stages}, folder
+    assert quoted == set(eer)
