@@ -125,9 +125,10 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
 }
 
 unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
-  local arm run failed=0
-  for run in "results/$SET/models/$1"/*/; do
-    [ ! -d "$run" ] || [ -e "$RUNS/$1/$(basename "$run")" ] || cp -r "$run" "$RUNS/$1"
+  local arm kept run failed=0
+  for kept in "results/$SET/models/$1"/*/; do
+    run=$RUNS/$1/$(basename "$kept")
+    [ ! -d "$kept" ] || [ -e "$run" ] || { rm -rf "$run.part"; cp -r "$kept" "$run.part"; mv "$run.part" "$run"; }
   done
   recognizer "$1" "$(own "$1")" real
   for arm in "${@:2}"; do
