@@ -170,7 +170,8 @@ failed=0
 for group in "${groups[@]}"; do
   read -ra seeds <<< "${group%/*}"; read -ra arms <<< "${group#*/}"
   todo=() threads=1
-  for s in "${seeds[@]}"; do for f in "${folds[@]}"; do for a in "${arms[@]}"; do
+  # all seeds of an arm before the next arm: it takes three for a verdict
+  for a in "${arms[@]}"; do for s in "${seeds[@]}"; do for f in "${folds[@]}"; do
     u=$f; [ "$GENERATORS" = fold ] || u=$s
     [ -e "results/$SET/rows/$f-$s-$a.json" ] || todo+=("$u $f $s $a")
   done; done; done

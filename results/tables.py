@@ -8,8 +8,10 @@ Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draw
         FOLDER/costs/<stage>-<run>.json, FOLDER/configs/<stage>-<run>.json: cost.json and config.json of the runs,
         where there are any.
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
+        FOLDER/rows/<fold>-<seed>-<arm>.jsonl: the log.jsonl of the recogniser.
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row (shares as fractions); FOLDER/gain.png;
-        distance.png and amount.png where arms differ by that. An arm called far@2500 is `far` with 2,500 steps of the
+        training.png, whether the steps were enough for every arm; distance.png and amount.png where arms differ by
+        that. An arm called far@2500 is `far` with 2,500 steps of the
         recogniser instead of the set's own; a number of steps with three arms or more gets its own table.
 
 Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
@@ -318,6 +320,40 @@ def spent(folder: Path, numbers: Numbers) -> str:
     return "\n".join([*lines, f"| all | {len(runs)} | | {total:.2f} |"])
 
 
+def read_logs(folder: Path, rows: dict) -> dict:
+    """Arm -> (lines, 3): the step of every log line, the loss and the accuracy, on the mean of the arm's rows."""
+    found = {}
+    for fold, seed, arm in sorted(rows):
+        lines = [json.loads(line) for line in (folder / f"{fold}-{seed}-{arm}.jsonl").read_text().splitlines()]
+        found.setdefault(arm, []).append({x["step"]: (x["step"], x["loss"], x["accuracy"]) for x in lines})
+    return {b: np.array([np.mean([log[step] for log in found[b]], axis=0) for step in found[b][0]
+                         if all(step in log for log in found[b])])
+            for a in ARMS for b in sorted(found) if b.partition("@")[0] == a}
+
+
+def training(logs: dict, numbers: Numbers) -> str:
+    """Markdown: how far the recogniser of each arm came with its training images, in its last log line."""
+    lines = ["| trained on | steps | loss | accuracy % |", "|---" * 4 + "|"]
+    for arm, log in logs.items():
+        name, (step, loss, accuracy) = arm.partition("@")[0], log[-1]
+        numbers.add("training", loss, arm=name, steps=int(step), metric="loss")
+        numbers.add("training", accuracy, arm=name, steps=int(step), metric="accuracy")
+        lines.append(f"| {ARMS[name]} | {int(step):,} | {loss:.2f} | {100 * accuracy:.1f} |")
+    return "\n".join(lines)
+
+
+def draw_training(path: Path, logs: dict) -> None:
+    """A figure: the loss of the recogniser over its steps, a line an arm, each a mean over a fiftieth of the steps."""
+    figure, axis = pyplot().subplots(figsize=(9, max(4.5, 0.25 * len(logs))), layout="constrained")
+    for i, (arm, log) in enumerate(logs.items()):
+        parts = np.array_split(log, min(50, len(log)))
+        steps, losses = np.array([part[:, :2].mean(0) for part in parts]).T
+        axis.plot(steps, losses, f"C{i % 10}" + ("-" if i < 10 else "--"), label=arm)
+    axis.set(yscale="log", xlabel="steps of the recogniser", ylabel="training loss (ArcFace)")
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(figure, path)
+
+
 def computed(folder: Path) -> str:
     """In which precision and by which version of PyTorch networks were trained, of the runs whose config is kept."""
     ways = {}
@@ -398,6 +434,10 @@ def main(argv=None):
             lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far, numbers, int(n))]
     if others:
         lines += ["", by_steps(rows, far, numbers, steps)]
+    logs = read_logs(folder / "rows", rows)
+    lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's rows "
+              "(more images take more steps, [curve](training.png)):", "", training(logs, numbers)]
+    draw_training(folder / "training.png", logs)
     if audits := read_reports(folder / "audit"):
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
                   quality(audits, numbers)]

@@ -29,7 +29,8 @@ def write_row(folder, name, rng, level, impostors=4500):
     array = np.array([[draws[k] for k in METRICS]], np.float32)
     np.savez_compressed(folder / f"{name}.npz", draws=array, models=["x"], metrics=METRICS)
     last = int(name.partition("@")[2] or 5000)
-    (folder / f"{name}.jsonl").write_text(f'{{"step": {last // 2}}}\n{{"step": {last}}}\n')
+    lines = [{"step": last // 2, "loss": 8 * level, "accuracy": 0.4}, {"step": last, "loss": level, "accuracy": 0.9}]
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return np.append(level, array[0, 0]), np.append(level + 0.002, array[0, 2])
 
 
@@ -126,13 +127,34 @@ def test_every_number_of_the_table_is_in_the_csv(folder):
     )
     assert float(keyed["mean by steps", "far", "100", "eer"]["value"]) == pytest.approx(0.3)
     assert float(keyed["audit", "far", "", "contrast"]["value"]) == pytest.approx(report["contrast"]["mixed"], abs=1e-6)
-    percent, _, fractions = text.split("Mean cosine distance")[0].partition("What the mixed images")
-    for part, scale, step, least in ((percent, 100, 0.1, 100), (fractions, 1, 0.001, 15)):
+    percent, _, rest = text.split("Mean cosine distance")[0].partition("Were the steps enough")
+    training, _, fractions = rest.partition("What the mixed images")
+    losses = re.sub(r"\S+ \|\n", "\n", training)  # without the last column, the accuracies
+    for part, scale, step, least in ((percent, 100, 0.1, 100), (losses, 1, 0.01, 7), (fractions, 1, 0.001, 15)):
         shown = re.findall(r"(?<![\w.@-])[+-]?\d+\.\d+", part)
         assert len(shown) > least and max(min(abs(float(v) - scale * known)) for v in shown) < 0.502 * step
     assert "Mean cosine distance of the pairs: random 0.9, far 1.2 ([figure](distance.png))." in text
     assert "Number of far pairs: half 5, far 10 ([figure](amount.png))." in text
     assert all((path / name).stat().st_size > 5000 for name in ("distance.png", "amount.png"))
+
+
+def test_the_training_of_every_arm_is_told_and_drawn(folder):
+    path, _ = folder
+    write_row(path / "rows", "0-0-far@100", np.random.default_rng(1), 0.3)
+    (path / "rows/1-1-far.jsonl").write_text('{"step": 5000, "loss": 0.9, "accuracy": 0.4}\n')  # logged less often
+    (path / "rows/9-9-close.jsonl").write_text('{"step": 5000, "loss": 9, "accuracy": 0.1}\n')  # of no row
+    succeed(tables, path)
+    text = (path / "table.md").read_text().split("Were the steps enough?")[1].split("\n\n")[1]
+    assert text.splitlines()[2:] == [
+        "| real | 5,000 | 0.14 | 90.0 |",  # 0.1 three times and 0.2 twice
+        "| real + far pairs (ScoreMix) | 5,000 | 0.25 | 80.0 |",  # 0.08, 0.09, 0.1, 0.08 and 0.9
+        "| real + far pairs (ScoreMix) | 100 | 0.30 | 90.0 |",
+        "| real + close pairs | 5,000 | 0.12 | 90.0 |",
+    ]
+    logs = tables.read_logs(path / "rows", tables.read_rows(path / "rows")[0])
+    assert [log[:, 0].tolist() for log in logs.values()] == [[2500, 5000], [5000], [50, 100], [2500, 5000]]
+    assert logs["real"][0, 1:].tolist() == pytest.approx([8 * 0.14, 0.4])
+    assert (path / "training.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("level, verdict", [(0.02, "**holds**"), (0.3, "**does not hold**"), (0.1, "cannot be told")])
