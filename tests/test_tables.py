@@ -210,15 +210,20 @@ def test_hours_are_told_by_stage(folder):
         ("train_recognizer-0-0-real", 0.25),
         ("train_recognizer-1-1-far", 0.5),
         ("train_recognizer-1-1-real", 0.75),
+        ("train_recognizer-1-1-larger", 3),
     ):
         (path / f"costs/{name}.json").write_text(json.dumps({"seconds": 3600 * hours}))
     succeed(tables, path)
     lines = (path / "table.md").read_text().splitlines()
     at = lines.index("| train_recognizer | 3 | 0.500 | 1.50 |")
-    told = ["| train_diffusion | 2 | 2.000 | 4.00 |", "| mine_pairs | 1 | 0.250 | 0.25 |", "| all | 6 | | 5.75 |"]
-    assert lines[at + 1 : at + 4] == told
+    assert lines[at + 1 : at + 5] == [
+        "| train_recognizer --arch medium | 1 | 3.000 | 3.00 |",
+        "| train_diffusion | 2 | 2.000 | 4.00 |",
+        "| mine_pairs | 1 | 0.250 | 0.25 |",
+        "| all | 7 | | 8.75 |",
+    ]
     found = {(x["what"], x["arm"]): float(x["value"]) for x in csv.DictReader(open(path / "results.csv", newline=""))}
-    assert found["hours a run", "train_diffusion"] == 2 and found["hours in all", "all"] == 5.75
+    assert found["hours a run", "train_diffusion"] == 2 and found["hours in all", "all"] == 8.75
 
 
 def test_the_way_of_computing_is_told_by_run_where_it_differs(folder):
