@@ -2,17 +2,17 @@
 
     python results/tables.py results/orl
 
-Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser.
+Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser;
+        .jsonl beside them: the log.jsonl of its training.
         FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
         mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
         FOLDER/costs/<stage>-<run>.json, FOLDER/configs/<stage>-<run>.json: cost.json and config.json of the runs,
         where there are any.
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
-        FOLDER/rows/<fold>-<seed>-<arm>.jsonl: the log.jsonl of the recogniser.
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row (shares as fractions); FOLDER/gain.png;
         training.png, whether the steps were enough for every arm; distance.png and amount.png where arms differ by
-        that. An arm called far@2500 is `far` with 2,500 steps of the
-        recogniser instead of the set's own; a number of steps with three arms or more gets its own table.
+        that. An arm called far@2500 is `far` with 2,500 steps of the recogniser instead of the set's own; a number of
+        steps with three arms or more gets its own table.
 
 Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
 retraining: within a fold the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same
@@ -311,11 +311,11 @@ def spent(folder: Path, numbers: Numbers) -> str:
 
     The deeper backbone costs more than the recogniser of all other arms, and has a line of its own.
     """
-    deeper = {"train_recognizer": "train_recognizer --arch medium"}
     runs = []
     for path in sorted(folder.glob("costs/*.json")):
         name = path.name.split("-")[0]
-        name = deeper.get(name, name) if path.stem.partition("@")[0].endswith("-larger") else name
+        if name == "train_recognizer" and path.stem.partition("@")[0].endswith("-larger"):
+            name += " --arch medium"
         runs.append((name, json.loads(path.read_text())["seconds"]))
     runs += [("mine_pairs", json.loads(p.read_text())["cost"]["seconds"]) for p in sorted(folder.glob("pairs/*.json"))]
     lines = ["| stage | runs | hours a run | hours in all |", "|---" * 4 + "|"]
@@ -356,7 +356,7 @@ def draw_training(path: Path, logs: dict) -> None:
     for i, (arm, log) in enumerate(logs.items()):
         parts = np.array_split(log, min(50, len(log)))
         steps, losses = np.array([part[:, :2].mean(0) for part in parts]).T
-        axis.plot(steps, losses, f"C{i % 10}" + ("-" if i < 10 else "--"), label=arm)
+        axis.plot(steps, losses, f"C{i % 10}{'-' if i < 10 else '--'}", label=arm)
     axis.set(yscale="log", xlabel="steps of the recogniser", ylabel="training loss (ArcFace)")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, path)
