@@ -388,6 +388,29 @@ def test_it_learns(faces, tmp_path):
     assert ((z @ head.T).argmax(1) == images.labels).float().mean() > 0.9, log[-1]
 
 
+def test_images_are_read_ahead_by_one_thread_beside_the_networks(faces, tmp_path, monkeypatch):
+    """OpenMP gives every thread of Python its own team; two teams wait for one another's cores."""
+    seen, before = {}, torch.get_num_threads()
+
+    def spy(module, name):
+        original = getattr(module, name)
+
+        def wrapped(*args, **kwargs):
+            seen.setdefault(name, set()).add(torch.get_num_threads())
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, wrapped)
+
+    spy(training, "batch_indices")
+    spy(train_recognizer, "arcface")
+    torch.set_num_threads(3)
+    try:
+        succeed(train_recognizer, "--data", faces / "train", "--out", tmp_path / "r", "--steps", 3, *SMALL_RECOGNIZER)
+        assert seen == {"batch_indices": {1}, "arcface": {3}} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_bf16_is_near_fp32_and_not_the_same(faces, tmp_path):
     for precision in ("fp32", "bf16"):
         assert train_recognizer.main(argv(faces, tmp_path / precision, "--precision", precision, "--log-every", 1)) == 0
