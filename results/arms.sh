@@ -71,7 +71,11 @@ recognizer() {  # U SEED ARM: train $RUNS/U/ARM-SEED; the arm far@2500 is far wi
   [ "$arm" = "$3" ] || flags+=(--steps "${3#*@}")
   need "$D/$3-$2/model.pt" $PY train_recognizer.py --data "${data[@]}" $RECOGNIZER --seed "$2" --compile $SPEED \
     "${flags[@]}" --out "$D/$3-$2"
-  keep "$D/$3-$2" train_recognizer "$1-$2-$3"
+}
+
+miner() {  # U SEED ARM: the same to mine pairs with; its row may be finished, with another run's cost and config
+  recognizer "$@"
+  need "results/$SET/configs/train_recognizer-$1-$2-$3.json" keep "$RUNS/$1/$3-$2" train_recognizer "$1-$2-$3"
 }
 
 images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
@@ -94,8 +98,8 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     half) mine+=(--count $((count / 2))) ;;
     double) mine+=(--count $((count * 2))) ;;
     quadruple) mine+=(--count $((count * 4))) ;;
-    backbone) recognizer "$1" "$seed" larger; miner=$D/larger-$seed ;;
-    remined) images "$1" far; recognizer "$1" "$seed" far; miner=$D/far-$seed ;;
+    backbone) miner "$1" "$seed" larger; miner=$D/larger-$seed ;;
+    remined) images "$1" far; miner "$1" "$seed" far; miner=$D/far-$seed ;;
     ddpm25) sample+=(--steps 25) ;;
     dpm6) sample+=(--solver dpm++ --steps 6) ;;
     heun32) sample+=(--solver heun --steps 32) ;;
@@ -130,7 +134,7 @@ unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
     run=$RUNS/$1/$(basename "$kept")
     [ ! -d "$kept" ] || [ -e "$run" ] || { rm -rf "$run.part"; cp -r "$kept" "$run.part"; mv "$run.part" "$run"; }
   done
-  recognizer "$1" "$(own "$1")" real
+  miner "$1" "$(own "$1")" real
   for arm in "${@:2}"; do
     arm=${arm/continued/far}
     bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds
@@ -142,6 +146,7 @@ row() {  # U FOLD SEED ARM: retrain and evaluate
   local D=$RUNS/$1 row=results/$SET/rows/$2-$3-$4
   [ ! -e "$row.json" ] || return 0
   recognizer "$1" "$3" "$4"
+  keep "$D/$4-$3" train_recognizer "$1-$3-$4"
   need "$D/report-$4-$3/results.json" \
     $PY evaluate.py --model "$D/$4-$3" --data "$D/$DATA/test" --out "$D/report-$4-$3"
   keep "$D/report-$4-$3" evaluate "$2-$3-$4"
@@ -164,7 +169,7 @@ pictures() {  # U SEED: mixes, reproductions, the mixes nearest to a training im
   need "$D/report/results.json" $PY evaluate.py --model "${runs[@]}" --data "$D/$DATA/test" --out "$D/report"
   cp "$D/report/roc.png" "results/$SET/roc.png"
 }
-export -f need keep own recognizer images unit row
+export -f need keep own recognizer miner images unit row
 
 failed=0
 for group in "${groups[@]}"; do
