@@ -260,6 +260,23 @@ def test_models_that_are_kept_are_not_trained_again(results, tmp_path):
     assert code == 0 and len(of(commands, "train_diffusion.py")) == 1  # the models are not those of other classes
 
 
+def test_a_mining_recogniser_leaves_the_cost_of_a_finished_row_alone(results, tmp_path):
+    """The row real of seed 0 may have been run elsewhere, its images by a recogniser of another day."""
+    records = [tmp_path / f"results/lfw/{n}/train_recognizer-0-0-real.json" for n in ("costs", "configs")]
+    assert results("lfw", ARMS="far", SEEDS="0")[0] == 0  # no row of its own yet, so its own are kept
+    assert [path.read_text() for path in records] == ["", ""]
+    assert results("lfw", ARMS="real", SEEDS="0")[0] == 0
+    for path in records:
+        path.write_text("the row's")
+    shutil.rmtree(tmp_path / "runs")
+    code, commands = results("lfw", ARMS="close remined", SEEDS="0")
+    assert code == 0 and "real-0" in [Path(a.out).name for a in of(commands, "train_recognizer.py")]
+    assert [path.read_text() for path in records] == ["the row's"] * 2
+    (tmp_path / "results/lfw/rows/0-0-real.json").unlink()
+    assert results("lfw", ARMS="real", SEEDS="0")[0] == 0  # run again: its records are the new run's
+    assert [path.read_text() for path in records] == ["", ""]
+
+
 @pytest.mark.parametrize("unit", sorted(ROOT.glob("results/*/models/*")), ids=str)
 def test_committed_models_are_those_that_their_set_would_train(unit):
     """Read by the scripts of today, of the set's own settings, and of one image set."""
