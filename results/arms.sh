@@ -31,7 +31,7 @@ groups=("${SEEDS:-0 1 2 3 4}/${ARMS:-$main}")
   "0 1 2/condition-far condition-close triplet half double quadruple backbone remined continued heun32"
 )
 read -ra folds <<< "$FOLDS"
-mkdir -p "results/$SET"/{rows,audit,pairs,costs,configs} "$RUNS"
+mkdir -p "results/$SET"/{rows,audit,pairs,alignment,costs,configs} "$RUNS"
 exec 9> "$RUNS/.lock"  # the jobs inherit it: they may outlive this script
 flock -n 9 || { echo "run.sh: another one, or a job that it started, is at work in $RUNS; wait for it" >&2; exit 2; }
 settings="RECOGNIZER $RECOGNIZER
@@ -139,6 +139,12 @@ unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
     arm=${arm/continued/far}
     bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds
   done
+  if [ -e "$RUNS/$1/generator/model.pt" ]; then
+    need "$RUNS/$1/alignment/alignment.json" $PY alignment.py --generator "$RUNS/$1/generator" \
+      --recognizer "$RUNS/$1/real-$(own "$1")" --data "$RUNS/$1/$DATA/train" --out "$RUNS/$1/alignment" || return 1
+    cp "$RUNS/$1/alignment/alignment.json" "results/$SET/alignment/$1.json"
+    keep "$RUNS/$1/alignment" alignment "$1"
+  fi
   return $failed
 }
 

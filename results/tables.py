@@ -6,6 +6,7 @@ Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draw
         .jsonl beside them: the log.jsonl of its training.
         FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
         mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
+        FOLDER/alignment/<unit>.json: what alignment.py says of the unit's generator and mining recogniser, likewise.
         FOLDER/costs/<stage>-<run>.json, FOLDER/configs/<stage>-<run>.json: cost.json and config.json of the runs,
         where there are any.
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
@@ -69,6 +70,7 @@ PAIRS = [("far", "random"), ("random", "close"), ("random", "auggen"), ("far", "
          ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"), ("ddpm8", "far"),
          ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"), ("double", "far"), ("quadruple", "far"),
          ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
+SPACES = {"cka": "CKA", "cka_unbiased": "CKA, unbiased", "cknna": "CKNNA", "spearman": "Spearman"}  # of alignment.py
 FEWEST = 3  # seeds a fold for a verdict, or for an interval of seeds alone
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "rows"]
@@ -306,6 +308,22 @@ def quality(found: dict, numbers: Numbers) -> str:
     return "\n".join(lines)
 
 
+def alignment(folder: Path, numbers: Numbers) -> str:
+    """Markdown: how alike condition space and embedding space are (alignment.py), mean of the units, lowest, highest."""
+    reports = [json.loads(path.read_text())["measures"] for path in sorted(folder.glob("*.json"))]
+    lines = ["| spaces | " + " | ".join(SPACES.values()) + " |", "|---" * (len(SPACES) + 1) + "|"]
+    for spaces in reports[0]:
+        cells = []
+        for metric in SPACES:
+            values = [r[spaces][metric] for r in reports]
+            low, high = min(values), max(values)
+            mean = numbers.add("alignment", np.mean(values), arm=spaces, metric=metric, low=low, high=high,
+                               rows=len(values))
+            cells.append(f"{mean:.3f}" + (f" ({low:.3f} to {high:.3f})" if len(values) > 1 else ""))
+        lines.append(f"| {spaces} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def spent(folder: Path, numbers: Numbers) -> str:
     """Markdown: the hours of each stage, of a run on the mean and of all runs; of mining, those in the pairs' files.
 
@@ -449,6 +467,9 @@ def main(argv=None):
     if audits := read_reports(folder / "audit"):
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
                   quality(audits, numbers)]
+    if any((folder / "alignment").glob("*.json")):
+        lines += ["", "How alike are the generator's condition space and the recogniser's embedding space (alignment.py; "
+                  "beside them a recogniser never trained)?", "", alignment(folder / "alignment", numbers)]
     if how := computed(folder):
         lines += ["", f"Networks trained in {how}."]
     if (folder / "costs").is_dir():

@@ -43,6 +43,7 @@ touched = {
     "train_diffusion.py": ["config.json", "cost.json", "samples-20.png", "samples-100.png", "model-500.pt", "model.pt"],
     "sample_scoremix.py": ["config.json", "cost.json", "preview.png", "manifest.csv"],
     "audit.py": ["config.json", "cost.json", "nearest.png", "audit.json"],
+    "alignment.py": ["config.json", "cost.json", "alignment.json"],
     "evaluate.py": ["config.json", "cost.json", "draws.npz", "roc.png", "results.json"],
 }
 if argv[0] in touched:
@@ -132,6 +133,7 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
     assert configs == costs
     kept = {f"train_recognizer-{unit}-1-{a}" for a in arms} | {f"evaluate-0-1-{a}" for a in arms}
     assert kept | {f"train_diffusion-{unit}-generator", f"sample_scoremix-{unit}-far", f"audit-{unit}-far"} < costs
+    assert [p.name for p in (tmp_path / f"results/{name}/alignment").iterdir()] == [f"{unit}.json"]
     rows = {p.name for p in (tmp_path / f"results/{name}/rows").iterdir()}
     assert rows == {f"0-1-{a}.{ending}" for a in arms for ending in ("json", "jsonl", "npz")}
     seed = int(unit)
@@ -177,6 +179,8 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
             expected = expected | {"per_class": 10 if plain["guidance"] == 1 else 8}
         assert {n: getattr(a, n) for n in plain} == plain | expected, arm
         assert a.pairs == f"{D}/{arm}.csv" and a.generator == f"{D}/generator" + f"-{arm}" * (arm in OWN_GENERATOR)
+    measured = [(a.generator, a.recognizer, a.data) for a in of(commands, "alignment.py")]
+    assert measured == [(f"{D}/generator", f"{D}/real-{seed}", [f"{D}/data/train"])]
     for a in of(commands, "train_diffusion.py"):
         arm = Path(a.out).name.partition("-")[2]
         assert a.data == [f"{D}/data/train"] and all(getattr(a, k) == v for k, v in OWN_GENERATOR.get(arm, {}).items())
@@ -338,7 +342,7 @@ def test_validation_never_sees_the_test_classes(results, tmp_path):
 def test_the_committed_tables_are_those_of_the_committed_rows(folder, tmp_path):
     if (ROOT / folder / "settings").exists():
         shutil.copy(ROOT / folder / "settings", tmp_path)
-    for part in ("rows", "audit", "pairs", "costs", "configs"):
+    for part in ("rows", "audit", "pairs", "alignment", "costs", "configs"):
         if (ROOT / folder / part).is_dir():
             shutil.copytree(ROOT / folder / part, tmp_path / part)
     done = subprocess.run([sys.executable, ROOT / "results/tables.py", tmp_path], capture_output=True, text=True)

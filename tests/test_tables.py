@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT, SMALL_RECOGNIZER, succeed
 from scipy import stats
 
+import alignment
 import evaluate
 import train_recognizer
 
@@ -254,6 +255,20 @@ def test_the_audits_are_averaged_over_folds(folder):
     head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close (1 of 2) |"))
     assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TITLES)
     assert lines[-1].endswith("|  | 0.600 | 0.800 |")
+
+
+def test_the_alignment_of_each_unit_is_pooled(folder):
+    path, _ = folder
+    (path / "alignment").mkdir()
+    for unit, value in ((0, 0.1), (1, 0.4)):
+        measures = {"condition, recogniser": dict.fromkeys(tables.SPACES, value)}
+        (path / f"alignment/{unit}.json").write_text(json.dumps({"measures": measures}))
+        succeed(tables, path)
+        cell = "0.100" if unit == 0 else "0.250 (0.100 to 0.400)"
+        assert f"| condition, recogniser |{f' {cell} |' * 4}" in (path / "table.md").read_text().splitlines()
+    found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"] == "alignment"]
+    assert {x["metric"] for x in found} == set(alignment.measures(*np.random.default_rng(0).normal(size=(2, 9, 3)), 2)) and len(found) == 4
+    assert {(float(x["value"]), float(x["low"]), float(x["high"]), x["rows"]) for x in found} == {(0.25, 0.1, 0.4, "2")}
 
 
 def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
