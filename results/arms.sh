@@ -51,8 +51,8 @@ need() {  # FILE COMMAND...: run the command unless the file is there
 }
 
 keep() {  # RUN STAGE NAME: what a run cost, and how it was run
-  cp "$1/cost.json" "results/$SET/costs/$2-$3.json"
   cp "$1/config.json" "results/$SET/configs/$2-$3.json"
+  cp "$1/cost.json" "results/$SET/costs/$2-$3.json"
 }
 
 own() {  # U: the seed of its generator and mining recogniser
@@ -75,7 +75,7 @@ recognizer() {  # U SEED ARM: train $RUNS/U/ARM-SEED; the arm far@2500 is far wi
 
 miner() {  # U SEED ARM: the same to mine pairs with; its row may be finished, with another run's cost and config
   recognizer "$@"
-  need "results/$SET/configs/train_recognizer-$1-$2-$3.json" keep "$RUNS/$1/$3-$2" train_recognizer "$1-$2-$3"
+  need "results/$SET/costs/train_recognizer-$1-$2-$3.json" keep "$RUNS/$1/$3-$2" train_recognizer "$1-$2-$3"
 }
 
 images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
