@@ -442,8 +442,9 @@ def main(argv=None):
         name, _, n = arm.partition("@")
         for metric in METRICS:
             numbers.add("row", row[metric][0], arm=name, steps=int(n or steps), fold=fold, seed=seed, metric=metric)
-    lines = [table(own, far, numbers, steps), "", f"{len(rows)} rows, folds {folds}, seeds {seeds}, {steps:,} steps of "
-             "the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % intervals "
+    rest = f" (and {len(rows) - len(own)} with other numbers of steps)" if len(rows) > len(own) else ""
+    lines = [table(own, far, numbers, steps), "", f"{len(own)} rows{rest}, folds {folds}, seeds {seeds}, {steps:,} steps "
+             "of the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % intervals "
              "that resample identities and seeds (resampling n seeds shows sqrt(1 - 1/n) of their spread, nothing of "
              "one). Means are over all rows of an arm, differences over the rows of both." + (
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
