@@ -23,6 +23,8 @@ from report import pyplot, save_figure
 from train_diffusion import load_generator
 from train_recognizer import IResNet, centres_of, load_recognizer, preprocess
 
+TITLES = {"cka": "CKA", "cka_unbiased": "CKA, unbiased", "cknna": "CKNNA", "spearman": "Spearman"}
+
 
 def parse_args(argv=None):
     parser = stage.Parser(__doc__)
@@ -131,7 +133,7 @@ def conditions(path, device) -> tuple[np.ndarray, list[str]]:
 def draw_curve(path: Path, curve: dict) -> None:
     """The measures of each checkpoint, {step: measures}, over the steps."""
     figure, axis = pyplot().subplots(figsize=(5.5, 3.5), layout="constrained")
-    for name in ("cka", "cka_unbiased", "cknna", "spearman"):
+    for name in TITLES:
         axis.plot(list(curve), [m[name] for m in curve.values()], "o-", ms=3, label=name)
     axis.set(xlabel="training step of the generator", title="Condition space against the recogniser's centres")
     axis.grid(alpha=0.3)
@@ -166,7 +168,7 @@ def run(args) -> None:
     found = {"condition, recogniser": measures(x, centres[0], k), "condition, untrained": measures(x, centres[1], k),
              "recogniser, untrained": measures(*centres, k)}
     curve = {step: measures(conditions(kept[step], device)[0], centres[0], k) for step in sorted(kept)}
-    lines = ["| spaces | CKA | CKA, unbiased | CKNNA | Spearman |", "|---|---|---|---|---|"]
+    lines = ["| spaces | " + " | ".join(TITLES.values()) + " |", "|---|---|---|---|---|"]
     lines += [f"| {name} | {' | '.join(f'{v:.3f}' for v in m.values())} |" for name, m in found.items()]
     lines += ["", f"{len(classes)} classes; CKNNA with {k} neighbours; untrained: a recogniser with random weights."]
     if curve:

@@ -129,9 +129,9 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
 }
 
 unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
-  local arm kept run failed=0
+  local D=$RUNS/$1 arm kept run failed=0
   for kept in "results/$SET/models/$1"/*/; do
-    run=$RUNS/$1/$(basename "$kept")
+    run=$D/$(basename "$kept")
     [ ! -d "$kept" ] || [ -e "$run" ] || { rm -rf "$run.part"; cp -r "$kept" "$run.part"; mv "$run.part" "$run"; }
   done
   miner "$1" "$(own "$1")" real
@@ -139,11 +139,11 @@ unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
     arm=${arm/continued/far}
     bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds
   done
-  if [ -e "$RUNS/$1/generator/model.pt" ]; then
-    need "$RUNS/$1/alignment/alignment.json" $PY alignment.py --generator "$RUNS/$1/generator" \
-      --recognizer "$RUNS/$1/real-$(own "$1")" --data "$RUNS/$1/$DATA/train" --out "$RUNS/$1/alignment" || return 1
-    cp "$RUNS/$1/alignment/alignment.json" "results/$SET/alignment/$1.json"
-    keep "$RUNS/$1/alignment" alignment "$1"
+  if [ -e "$D/generator/model.pt" ]; then
+    need "$D/alignment/alignment.json" $PY alignment.py --generator "$D/generator" --recognizer "$D/real-$(own "$1")" \
+      --data "$D/$DATA/train" --out "$D/alignment"
+    cp "$D/alignment/alignment.json" "results/$SET/alignment/$1.json"
+    keep "$D/alignment" alignment "$1"
   fi
   return $failed
 }

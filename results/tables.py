@@ -33,6 +33,7 @@ from scipy import stats
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import stage  # noqa: E402
+from alignment import TITLES as MEASURES  # noqa: E402
 from audit import TITLES  # noqa: E402
 from costs import ORDER  # noqa: E402
 from evaluate import measurable  # noqa: E402
@@ -70,7 +71,6 @@ PAIRS = [("far", "random"), ("random", "close"), ("random", "auggen"), ("far", "
          ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"), ("ddpm8", "far"),
          ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"), ("double", "far"), ("quadruple", "far"),
          ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
-SPACES = {"cka": "CKA", "cka_unbiased": "CKA, unbiased", "cknna": "CKNNA", "spearman": "Spearman"}  # of alignment.py
 FEWEST = 3  # seeds a fold for a verdict, or for an interval of seeds alone
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "rows"]
@@ -311,10 +311,10 @@ def quality(found: dict, numbers: Numbers) -> str:
 def alignment(folder: Path, numbers: Numbers) -> str:
     """Markdown: how alike condition space and embedding space are (alignment.py), mean of the units, lowest, highest."""
     reports = [json.loads(path.read_text())["measures"] for path in sorted(folder.glob("*.json"))]
-    lines = ["| spaces | " + " | ".join(SPACES.values()) + " |", "|---" * (len(SPACES) + 1) + "|"]
+    lines = ["| spaces | " + " | ".join(MEASURES.values()) + " |", "|---" * (len(MEASURES) + 1) + "|"]
     for spaces in reports[0]:
         cells = []
-        for metric in SPACES:
+        for metric in MEASURES:
             values = [r[spaces][metric] for r in reports]
             low, high = min(values), max(values)
             mean = numbers.add("alignment", np.mean(values), arm=spaces, metric=metric, low=low, high=high,

@@ -261,13 +261,14 @@ def test_the_alignment_of_each_unit_is_pooled(folder):
     path, _ = folder
     (path / "alignment").mkdir()
     for unit, value in ((0, 0.1), (1, 0.4)):
-        measures = {"condition, recogniser": dict.fromkeys(tables.SPACES, value)}
+        measures = {"condition, recogniser": dict.fromkeys(tables.MEASURES, value)}
         (path / f"alignment/{unit}.json").write_text(json.dumps({"measures": measures}))
         succeed(tables, path)
         cell = "0.100" if unit == 0 else "0.250 (0.100 to 0.400)"
         assert f"| condition, recogniser |{f' {cell} |' * 4}" in (path / "table.md").read_text().splitlines()
     found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"] == "alignment"]
-    assert {x["metric"] for x in found} == set(alignment.measures(*np.random.default_rng(0).normal(size=(2, 9, 3)), 2)) and len(found) == 4
+    measured = alignment.measures(*np.random.default_rng(0).normal(size=(2, 9, 3)), 2)
+    assert {x["metric"] for x in found} == set(measured) and len(found) == 4
     assert {(float(x["value"]), float(x["low"]), float(x["high"]), x["rows"]) for x in found} == {(0.25, 0.1, 0.4, "2")}
 
 
