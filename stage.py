@@ -205,6 +205,8 @@ def whole(path):
     """Turn what a damaged file, or another version's, provokes in the body into the one line that names it."""
     try:
         yield
+    except torch.OutOfMemoryError:  # a RuntimeError, of a device that is too full for a whole file
+        raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         told = str(error)[:80] or type(error).__name__
         raise StageError(f"{path} is damaged, or of another version ({told}); make it again") from None

@@ -22,8 +22,8 @@ from torch import nn
 
 import stage
 from train_recognizer import centres_of, load_recognizer, preprocess
-from training import (accelerate, add_common_flags, count_flops, distribute, fill_defaults, join, learning_rate,
-                      rand, share, train)
+from training import (accelerate, add_common_flags, count_flops, distribute, exchange, fill_defaults, join,
+                      learning_rate, rand, share, train)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
 SMALL = dict(steps=4500, batch=32, lr=1e-3, ema=0.999, dropout=0.05,
@@ -397,10 +397,11 @@ def run(args) -> None:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(i, args.steps, args.lr)
         optimizer.zero_grad(set_to_none=True)
-        loss, parts = 0, zip(*(v.split(args.micro_batch) for v in (x0, y, *draw_times_and_noise(x0, schedule))))
+        loss, parts = 0, [*zip(*(v.split(args.micro_batch) for v in (x0, y, *draw_times_and_noise(x0, schedule))))]
         for part in parts:  # only the activations of one part are kept at a time
-            term = diffusion_loss(network, *part, schedule, args.predict, more) * (len(part[0]) / len(x))
-            term.backward()
+            with exchange(network, now=part is parts[-1]):
+                term = diffusion_loss(network, *part, schedule, args.predict, more) * (len(part[0]) / len(x))
+                term.backward()
             loss += term.detach()
         grad_norm = nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM)
         optimizer.step()

@@ -138,6 +138,11 @@ def distribute(network: nn.Module, device) -> nn.Module:
     return network
 
 
+def exchange(network: nn.Module, now: bool):
+    """The context of a backward pass after which processes exchange gradients; if not `now`, they add up until then."""
+    return contextlib.nullcontext() if now or stage.world == 1 else network.no_sync()
+
+
 def share(x: torch.Tensor) -> torch.Tensor:
     """This process's rows of a whole batch; under torchrun each has as many. Random numbers are drawn for all rows."""
     return x[stage.rank::stage.world]

@@ -115,3 +115,15 @@ def test_hollow_checkpoints(script, change, chain, fails, tmp_path):
     (tmp_path / "run/model.pt").unlink()
     torch.save(hollow(torch.load(tmp_path / "run/last.pt", weights_only=True), change), tmp_path / "run/last.pt")
     fails(SCRIPTS[script].main, argv, "last.pt")
+
+
+@pytest.mark.parametrize("script", ["train_recognizer", "train_diffusion"])
+def test_a_device_too_full_for_a_checkpoint_does_not_make_it_damaged(script, chain, fails, tmp_path, monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("no memory left")
+
+    argv = command(script, chain, tmp_path / "run")
+    succeed(SCRIPTS[script], *argv)
+    (tmp_path / "run/model.pt").unlink()
+    monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", full)
+    fails(SCRIPTS[script].main, argv, "out of device memory")

@@ -41,7 +41,8 @@ def weights(run):
 def test_two_processes_take_the_generators_step_of_one(faces, tmp_path):
     argv = ["--data", faces / "train", *SMALL_UNET, "--dropout", 0, "--steps", 5, "--log-every", 1, "--lr", 1e-4]
     succeed(train_diffusion, *argv, "--device", "cpu", "--out", tmp_path / "one")
-    code, out, error = torchrun(2, "train_diffusion.py", *argv, "--out", tmp_path / "two")
+    parts = ["--micro-batch", 3]  # of the four images of a process
+    code, out, error = torchrun(2, "train_diffusion.py", *argv, *parts, "--out", tmp_path / "two")
     assert code == 0, error
     assert out.count("wrote") == 1  # the second process says nothing
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
