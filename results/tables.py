@@ -13,7 +13,7 @@ Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draw
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row (shares as fractions); FOLDER/gain.png;
         training.png, whether the steps were enough for every arm; distance.png and amount.png where arms differ by
         that. An arm called far@2500 is `far` with 2,500 steps of the recogniser instead of the set's own; a number of
-        steps with three arms or more gets its own table.
+        steps with two arms or more gets its own table.
 
 Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
 retraining: within a fold the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same
@@ -150,7 +150,9 @@ def differ(rows: dict, metric: str, a: str, b: str, numbers: Numbers, steps: int
     x, y = pool(rows, metric, a, b)
     if np.isnan(x[0]):
         return None
-    found, count = [x - y, 1 - x / y], sum((*k[:2], b) in rows for k in rows if k[2] == a)
+    with np.errstate(divide="ignore", invalid="ignore"):  # a draw of few people may have no error
+        found = [x - y, 1 - x / y]
+    count = sum((*k[:2], b) in rows for k in rows if k[2] == a)
     for what, v in zip(("difference", "fewer errors"), found):
         low, high = interval(v)
         numbers.add(what, v[0], arm=a, against=b, steps=steps, metric=metric, low=low, high=high, rows=count)
@@ -269,7 +271,10 @@ def with_steps(rows: dict, steps: str) -> dict:
 
 
 def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
-    """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows."""
+    """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows.
+
+    Beside them the difference to the same arm with the set's own steps.
+    """
     tables = {int(n or own): with_steps(rows, n) for n in {b.partition("@")[2] for *_, b in rows} | {""}}
     arms = [a for a in ARMS if all(any(a == b for *_, b in some) for some in tables.values())]  # run with all of them
     common = [k for k in {k[:2] for k in rows} if all((*k, a) in some for a in arms for some in tables.values())]
@@ -277,11 +282,22 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
     if not arms or not common:
         return "No fold and seed has every number of steps yet."
+    kept = {k: row for k, row in rows.items() if k[:2] in common}
     for n, some in sorted(tables.items()):
-        means = [numbers.add("mean by steps", np.mean([some[*k, a][m][0] for k in common]), arm=a, steps=n, metric=m,
-                             rows=len(common)) for a in arms for m in ("eer", "miss")]
-        lines.append(f"| {n:,} | {' | '.join(f'{100 * v:.1f}' for v in means)} |")
-    return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {sorted(common)}."])
+        cells = []
+        for a, m in ((a, m) for a in arms for m in ("eer", "miss")):
+            mean = np.mean([some[*k, a][m][0] for k in common])
+            cell = f"{100 * numbers.add('mean by steps', mean, arm=a, steps=n, metric=m, rows=len(common)):.1f}"
+            if n != own:
+                gap = np.subtract(*pool(kept, m, f"{a}@{n}", a))
+                low, high = interval(gap)
+                numbers.add(f"difference to {own:,} steps", gap[0], arm=a, steps=n, metric=m, low=low, high=high,
+                            rows=len(common))
+                cell += f", {told(gap)}"
+            cells.append(cell)
+        lines.append(f"| {n:,} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {sorted(common)}; beside it the "
+                      f"difference to {own:,} steps."])
 
 
 def read_reports(folder: Path) -> dict:
@@ -327,13 +343,15 @@ def alignment(folder: Path, numbers: Numbers) -> str:
 def spent(folder: Path, numbers: Numbers) -> str:
     """Markdown: the hours of each stage, of a run on the mean and of all runs; of mining, those in the pairs' files.
 
-    The deeper backbone costs more than the recogniser of all other arms, and has a line of its own.
+    The deeper backbone costs more than the recogniser of all other arms, and has a line of its own, as have other
+    numbers of steps.
     """
     runs = []
     for path in sorted(folder.glob("costs/*.json")):
-        name = path.name.split("-")[0]
-        if name == "train_recognizer" and path.stem.partition("@")[0].endswith("-larger"):
-            name += " --arch medium"
+        run, _, steps = path.stem.partition("@")
+        name = run.split("-")[0]
+        if name == "train_recognizer":
+            name += (" --arch medium" if run.endswith("-larger") else "") + (f" --steps {steps}" if steps else "")
         runs.append((name, json.loads(path.read_text())["seconds"]))
     runs += [("mine_pairs", json.loads(p.read_text())["cost"]["seconds"]) for p in sorted(folder.glob("pairs/*.json"))]
     lines = ["| stage | runs | hours a run | hours in all |", "|---" * 4 + "|"]
@@ -457,8 +475,9 @@ def main(argv=None):
     others = {a.partition("@")[2] for *_, a in rows} - {""}
     for n in sorted(others, key=int):
         some = with_steps(rows, n)
-        if len({a for *_, a in some}) > 2:
-            lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far, numbers, int(n))]
+        if len({a for *_, a in some}) > 1:
+            lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far, numbers, int(n)), "",
+                      comparisons(some, numbers, int(n))]
     if others:
         lines += ["", by_steps(rows, far, numbers, steps)]
     logs = read_logs(folder / "rows", rows)

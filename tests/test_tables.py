@@ -177,17 +177,25 @@ def test_an_ordering_holds_where_its_interval_lacks_zero(tmp_path, level, verdic
 def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     path, kept = folder
     rng = np.random.default_rng(1)
-    for fold, arm, level in ((0, "real@100", 0.3), (0, "far@100", 0.2), (1, "far@100", 0.9)):
-        write_row(path / "rows", f"{fold}-0-{arm}", rng, level)
+    write_row(path / "rows", "0-0-real@100", rng, 0.3)
+    longer, _ = write_row(path / "rows", "0-0-far@100", rng, 0.2)
+    write_row(path / "rows", "1-0-far@100", rng, 0.9)
     succeed(tables, path)
     text = (path / "table.md").read_text()
-    assert "| 100 | 30.0 | 69.8 | 20.0 | 79.8 |\n| 5,000 | 10.0 | 89.8 | 8.0 | 91.8 |" in text  # fold 0 alone has all
-    assert "Mean of 1 rows each: folds and seeds [(0, 0)]." in text and "| real | 5 |" in text
-    assert "With 100 steps" not in text  # two arms are no table
-    write_row(path / "rows", "0-0-close@100", rng, 0.4)
+    line = next(x for x in text.splitlines() if x.startswith("| 100 |"))  # fold 0 alone has all
+    assert re.sub(r" \[.*?\]", "", line) == "| 100 | 30.0, +20.0 | 69.8, -20.0 | 20.0, +12.0 | 79.8, -12.0 |"
+    assert "| 5,000 | 10.0 | 89.8 | 8.0 | 91.8 |" in text and "| real | 5 |" in text
+    assert "Mean of 1 rows each: folds and seeds [(0, 0)]; beside it the difference to 5,000 steps." in text
+    gap = longer - kept[0, 0, "far"][0]
+    found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"].endswith("to 5,000 steps")]
+    ours = next(x for x in found if (x["arm"], x["metric"]) == ("far", "eer"))
+    assert [float(ours[k]) for k in ("value", "low", "high")] == pytest.approx([gap[0], *tables.interval(gap)], abs=1e-6)
+    text = text.split("With 100 steps of the recogniser:")[1]
+    assert "| real | 1 | 30.0 |" in text and "| real + far pairs (ScoreMix) | 2 | 55.0 | -10.0 [" in text
+    assert "| far - real | 1 of 1 | -10.0 [" in text
+    (path / "rows/0-0-real@100.json").unlink()
     succeed(tables, path)
-    text = (path / "table.md").read_text().split("With 100 steps of the recogniser:")[1]
-    assert "| real | 1 | 30.0 |" in text and "| real + close pairs | 1 | 40.0 | +10.0" in text
+    assert "With 100 steps" not in (path / "table.md").read_text()  # one arm is no table
 
 
 def test_arms_without_a_row_in_common_with_real(tmp_path):
@@ -212,19 +220,21 @@ def test_hours_are_told_by_stage(folder):
         ("train_recognizer-1-1-far", 0.5),
         ("train_recognizer-1-1-real", 0.75),
         ("train_recognizer-1-1-larger", 3),
+        ("train_recognizer-1-1-far@9000", 2),
     ):
         (path / f"costs/{name}.json").write_text(json.dumps({"seconds": 3600 * hours}))
     succeed(tables, path)
     lines = (path / "table.md").read_text().splitlines()
     at = lines.index("| train_recognizer | 3 | 0.500 | 1.50 |")
-    assert lines[at + 1 : at + 5] == [
+    assert lines[at + 1 : at + 6] == [
         "| train_recognizer --arch medium | 1 | 3.000 | 3.00 |",
+        "| train_recognizer --steps 9000 | 1 | 2.000 | 2.00 |",
         "| train_diffusion | 2 | 2.000 | 4.00 |",
         "| mine_pairs | 1 | 0.250 | 0.25 |",
-        "| all | 7 | | 8.75 |",
+        "| all | 8 | | 10.75 |",
     ]
     found = {(x["what"], x["arm"]): float(x["value"]) for x in csv.DictReader(open(path / "results.csv", newline=""))}
-    assert found["hours a run", "train_diffusion"] == 2 and found["hours in all", "all"] == 8.75
+    assert found["hours a run", "train_diffusion"] == 2 and found["hours in all", "all"] == 10.75
 
 
 def test_the_way_of_computing_is_told_by_run_where_it_differs(folder):
