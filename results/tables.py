@@ -11,9 +11,9 @@ Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draw
         where there are any.
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row (shares as fractions); FOLDER/gain.png;
-        training.png, whether the steps were enough for every arm; distance.png and amount.png where arms differ by
-        that. An arm called far@2500 is `far` with 2,500 steps of the recogniser instead of the set's own; a number of
-        steps with two arms or more gets its own table.
+        training.png, whether the steps were enough for every arm; distance.png, amount.png and steps.png where arms
+        differ by that. An arm called far@2500 is `far` with 2,500 steps of the recogniser instead of the set's own; a
+        number of steps with two arms or more gets its own table.
 
 Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
 retraining: within a fold the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same
@@ -270,20 +270,27 @@ def with_steps(rows: dict, steps: str) -> dict:
     return {(*k[:2], parts[k][0]): row for k, row in rows.items() if parts[k][2] == steps}
 
 
+def several_steps(rows: dict, own: int) -> tuple[dict, list[str], list[tuple]]:
+    """Steps -> their rows, ascending; the arms that were run with all of these steps; the folds and seeds of all."""
+    names = {int(n or own): n for n in {b.partition("@")[2] for *_, b in rows} | {""}}
+    tables = {n: with_steps(rows, names[n]) for n in sorted(names)}
+    arms = [a for a in ARMS if all(any(a == b for *_, b in some) for some in tables.values())]
+    every = sorted({k[:2] for k in rows})
+    return tables, arms, [k for k in every if all((*k, a) in some for a in arms for some in tables.values())]
+
+
 def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
     """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows.
 
     Beside them the difference to the same arm with the set's own steps.
     """
-    tables = {int(n or own): with_steps(rows, n) for n in {b.partition("@")[2] for *_, b in rows} | {""}}
-    arms = [a for a in ARMS if all(any(a == b for *_, b in some) for some in tables.values())]  # run with all of them
-    common = [k for k in {k[:2] for k in rows} if all((*k, a) in some for a in arms for some in tables.values())]
+    tables, arms, common = several_steps(rows, own)
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
     if not arms or not common:
         return "No fold and seed has every number of steps yet."
     kept = {k: row for k, row in rows.items() if k[:2] in common}
-    for n, some in sorted(tables.items()):
+    for n, some in tables.items():
         cells = []
         for a, m in ((a, m) for a in arms for m in ("eer", "miss")):
             mean = np.mean([some[*k, a][m][0] for k in common])
@@ -296,8 +303,8 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
                 cell += f", {told(gap)}"
             cells.append(cell)
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {sorted(common)}; beside it the "
-                      f"difference to {own:,} steps."])
+    return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {common}; beside it the difference "
+                      f"to {own:,} steps. [Figure](steps.png)."])
 
 
 def read_reports(folder: Path) -> dict:
@@ -444,6 +451,31 @@ def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> 
     save_figure(figure, path)
 
 
+def draw_steps(path: Path, rows: dict, own: int) -> None:
+    """A figure: the EER of the arms that were run with several steps, and its difference to `real`, over the steps."""
+    tables, arms, common = several_steps(rows, own)
+    if not arms or not common:
+        return
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for i, arm in enumerate(arms):
+        some = [{k: row for k, row in table.items() if k[:2] in common} for table in tables.values()]
+        means = [100 * pool(rows, "eer", arm)[0, 0] for rows in some]
+        left.plot([*tables], means, f"C{i}s-", label=ARMS[arm])
+        if arm != "real" and "real" in arms:
+            gaps = [100 * np.subtract(*pool(rows, "eer", arm, "real")) for rows in some]
+            right.plot([*tables], [gap[0] for gap in gaps], f"C{i}s-")
+            right.vlines([*tables], *np.transpose([interval(gap) for gap in gaps]), color=f"C{i}")
+    left.set(ylabel="EER %")
+    left.legend()
+    right.axhline(0, color="gray", lw=1)
+    right.set(ylabel="points of EER against real")
+    for axis in (left, right):
+        axis.set(xscale="log", xlabel="steps of the recogniser",
+                 xticks=[*tables], xticklabels=[f"{n:,}" for n in tables])
+        axis.minorticks_off()
+    save_figure(figure, path)
+
+
 @stage.command
 def main(argv=None):
     parser = stage.Parser(__doc__)
@@ -480,6 +512,7 @@ def main(argv=None):
                       comparisons(some, numbers, int(n))]
     if others:
         lines += ["", by_steps(rows, far, numbers, steps)]
+        draw_steps(folder / "steps.png", rows, steps)
     logs = read_logs(folder / "rows", rows)
     lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's rows "
               "(more images take more steps, [curve](training.png)):", "", training(logs, numbers)]

@@ -185,7 +185,8 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     line = next(x for x in text.splitlines() if x.startswith("| 100 |"))  # fold 0 alone has all
     assert re.sub(r" \[.*?\]", "", line) == "| 100 | 30.0, +20.0 | 69.8, -20.0 | 20.0, +12.0 | 79.8, -12.0 |"
     assert "| 5,000 | 10.0 | 89.8 | 8.0 | 91.8 |" in text and "| real | 5 |" in text
-    assert "Mean of 1 rows each: folds and seeds [(0, 0)]; beside it the difference to 5,000 steps." in text
+    assert "Mean of 1 rows each: folds and seeds [(0, 0)]; beside it the difference to 5,000 steps. [Fig" in text
+    assert (path / "steps.png").stat().st_size > 5000
     gap = longer - kept[0, 0, "far"][0]
     found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"].endswith("to 5,000 steps")]
     ours = next(x for x in found if (x["arm"], x["metric"]) == ("far", "eer"))
