@@ -112,6 +112,7 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     aligned) train=(--align 0.1 --recognizer "$D/real-$seed") ;;
     *) echo "run.sh: there is no arm $arm" >&2; exit 2 ;;
   esac
+  miner "$1" "$seed" real
   [[ $arm == condition-* ]] || mine+=(--recognizer "$miner" --data "$D/$DATA/train")
   G=$D/generator${train:+-$arm}
   need "$G/model.pt" $PY train_diffusion.py --data "$D/$DATA/train" $GENERATOR --seed "$seed" $SPEED "${train[@]}" \
@@ -134,12 +135,11 @@ unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
     run=$D/$(basename "$kept")
     [ ! -d "$kept" ] || [ -e "$run" ] || { rm -rf "$run.part"; cp -r "$kept" "$run.part"; mv "$run.part" "$run"; }
   done
-  miner "$1" "$(own "$1")" real
   for arm in "${@:2}"; do
     arm=${arm/continued/far}
     bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds
   done
-  if [ -e "$D/generator/model.pt" ]; then
+  if [ -e "$D/generator/model.pt" ] && [ -e "$D/real-$(own "$1")/model.pt" ]; then
     need "$D/alignment/alignment.json" $PY alignment.py --generator "$D/generator" --recognizer "$D/real-$(own "$1")" \
       --data "$D/$DATA/train" --out "$D/alignment"
     cp "$D/alignment/alignment.json" "results/$SET/alignment/$1.json"
