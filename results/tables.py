@@ -307,6 +307,30 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
                       f"to {own:,} steps. [Figure](steps.png)."])
 
 
+def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str:
+    """Markdown: the difference in points of far pairs with each number of steps (down) to real with each (across).
+
+    An arm may be best with fewer steps than another, so equal steps are not the only fair comparison.
+    """
+    far, real = ({int(n or own): b for *_, b in rows for a, _, n in [b.partition("@")] if a == arm}
+                 for arm in ("far", "real"))
+    lines = ["| far pairs with, against real with | " + " | ".join(f"{n:,} steps" for n in sorted(real)) + " |",
+             "|---" * (1 + len(real)) + "|"]
+    for n in sorted(far):
+        cells = []
+        for m in sorted(real):
+            gap = np.subtract(*pool(rows, metric, far[n], real[m]))
+            if np.isnan(gap[0]):  # no row in common
+                cells.append("")
+                continue
+            low, high = interval(gap)
+            numbers.add("difference by the steps of each", gap[0], arm="far", against=f"real, {m:,} steps", steps=n,
+                        metric=metric, low=low, high=high)
+            cells.append(told(gap))
+        lines.append(f"| {n:,} steps | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def read_reports(folder: Path) -> dict:
     """Arm -> the JSON files <unit>-<arm>.json of a folder."""
     found = {}
@@ -511,7 +535,9 @@ def main(argv=None):
             lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far, numbers, int(n)), "",
                       comparisons(some, numbers, int(n))]
     if others:
-        lines += ["", by_steps(rows, far, numbers, steps)]
+        lines += ["", by_steps(rows, far, numbers, steps), "", "Points of EER, each arm with steps of its own, on the "
+                  "rows of both:", "", by_steps_of_each(rows, "eer", numbers, steps), "", "Points of the rank-1 rate "
+                  "(better above zero), likewise:", "", by_steps_of_each(rows, "rank1", numbers, steps)]
         draw_steps(folder / "steps.png", rows, steps)
     logs = read_logs(folder / "rows", rows)
     lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's rows "

@@ -187,6 +187,10 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     assert "| 5,000 | 10.0 | 89.8 | 8.0 | 91.8 |" in text and "| real | 5 |" in text
     assert "Mean of 1 rows each: folds and seeds [(0, 0)]; beside it the difference to 5,000 steps. [Fig" in text
     assert (path / "steps.png").stat().st_size > 5000
+    each = [line.split("|")[1:4] for line in text.split("each arm with")[1].split("\n\n")[1].splitlines()]
+    assert [c.strip() for c in each[0]] == ["far pairs with, against real with", "100 steps", "5,000 steps"]
+    assert [c.split(" [")[0].strip() for c in each[2]] == ["100 steps", "-10.0", "+40.0"]  # fold 0: 20 - 30; 55 - 15
+    assert [c.split(" [")[0].strip() for c in each[3]] == ["5,000 steps", "-22.0", "-6.3"]  # 8 - 30; 8.75 - 15
     gap = longer - kept[0, 0, "far"][0]
     found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"].endswith("to 5,000 steps")]
     ours = next(x for x in found if (x["arm"], x["metric"]) == ("far", "eer"))
