@@ -282,29 +282,28 @@ def several_steps(rows: dict, own: int) -> tuple[dict, list[str], list[tuple]]:
 def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
     """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows.
 
-    Beside them the difference to the same arm with the set's own steps.
+    Beside them the difference to the same arm with the set's own steps, on the rows of both.
     """
     tables, arms, common = several_steps(rows, own)
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
     if not arms or not common:
         return "No fold and seed has every number of steps yet."
-    kept = {k: row for k, row in rows.items() if k[:2] in common}
     for n, some in tables.items():
         cells = []
         for a, m in ((a, m) for a in arms for m in ("eer", "miss")):
             mean = np.mean([some[*k, a][m][0] for k in common])
             cell = f"{100 * numbers.add('mean by steps', mean, arm=a, steps=n, metric=m, rows=len(common)):.1f}"
             if n != own:
-                gap = np.subtract(*pool(kept, m, f"{a}@{n}", a))
+                gap = np.subtract(*pool(rows, m, f"{a}@{n}", a))
                 low, high = interval(gap)
                 numbers.add(f"difference to {own:,} steps", gap[0], arm=a, steps=n, metric=m, low=low, high=high,
-                            rows=len(common))
+                            rows=sum((*k, a) in some for k in {k[:2] for k in rows if k[2] == a}))
                 cell += f", {told(gap)}"
             cells.append(cell)
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {common}; beside it the difference "
-                      f"to {own:,} steps. [Figure](steps.png)."])
+                      f"to {own:,} steps, on all rows of both. [Figure](steps.png)."])
 
 
 def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str:
