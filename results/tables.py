@@ -475,25 +475,25 @@ def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> 
 
 
 def draw_steps(path: Path, rows: dict, own: int) -> None:
-    """A figure: the EER of the arms that were run with several steps, and its difference to `real`, over the steps."""
+    """A figure over the steps: the EER of far pairs and of the arms run with all steps, and its difference to real."""
     tables, arms, common = several_steps(rows, own)
     if not arms or not common:
         return
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for i, arm in enumerate(arms):
-        some = [{k: row for k, row in table.items() if k[:2] in common} for table in tables.values()]
-        means = [100 * pool(rows, "eer", arm)[0, 0] for rows in some]
-        left.plot([*tables], means, f"C{i}s-", label=ARMS[arm])
-        if arm != "real" and "real" in arms:
-            gaps = [100 * np.subtract(*pool(rows, "eer", arm, "real")) for rows in some]
-            right.plot([*tables], [gap[0] for gap in gaps], f"C{i}s-")
-            right.vlines([*tables], *np.transpose([interval(gap) for gap in gaps]), color=f"C{i}")
+    for i, arm in enumerate(a for a in ARMS if a in arms or a == "far"):  # far pairs perhaps with some of the steps
+        some = {n: table for n, table in tables.items() if all((*k, arm) in table for k in common)}
+        some = {n: {k: row for k, row in table.items() if k[:2] in common} for n, table in some.items()}
+        left.plot([*some], [100 * pool(table, "eer", arm)[0, 0] for table in some.values()], f"C{i}s-", label=ARMS[arm])
+        if some and arm != "real" and "real" in arms:
+            gaps = [100 * np.subtract(*pool(table, "eer", arm, "real")) for table in some.values()]
+            right.plot([*some], [gap[0] for gap in gaps], f"C{i}s-")
+            right.vlines([*some], *np.transpose([interval(gap) for gap in gaps]), color=f"C{i}")
     left.set(ylabel="EER %")
     left.legend()
     right.axhline(0, color="gray", lw=1)
     right.set(ylabel="points of EER against real")
     for axis in (left, right):
-        axis.set(xscale="log", xlabel="steps of the recogniser",
+        axis.set(xscale="log", xlabel="steps of the recogniser", xlim=(min(tables) * 0.9, max(tables) / 0.9),
                  xticks=[*tables], xticklabels=[f"{n:,}" for n in tables])
         axis.minorticks_off()
     save_figure(figure, path)
