@@ -295,11 +295,7 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
             mean = np.mean([some[*k, a][m][0] for k in common])
             cell = f"{100 * numbers.add('mean by steps', mean, arm=a, steps=n, metric=m, rows=len(common)):.1f}"
             if n != own:
-                gap = np.subtract(*pool(rows, m, f"{a}@{n}", a))
-                low, high = interval(gap)
-                numbers.add(f"difference to {own:,} steps", gap[0], arm=a, steps=n, metric=m, low=low, high=high,
-                            rows=sum((*k, a) in some for k in {k[:2] for k in rows if k[2] == a}))
-                cell += f", {told(gap)}"
+                cell += f", {told(differ(rows, m, f'{a}@{n}', a, numbers, n)[0])}"
             cells.append(cell)
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {common}; beside it the difference "
@@ -316,17 +312,8 @@ def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str
     lines = ["| far pairs with, against real with | " + " | ".join(f"{n:,} steps" for n in sorted(real)) + " |",
              "|---" * (1 + len(real)) + "|"]
     for n in sorted(far):
-        cells = []
-        for m in sorted(real):
-            gap = np.subtract(*pool(rows, metric, far[n], real[m]))
-            if np.isnan(gap[0]):  # no row in common
-                cells.append("")
-                continue
-            low, high = interval(gap)
-            numbers.add("difference by the steps of each", gap[0], arm="far", against=f"real, {m:,} steps", steps=n,
-                        metric=metric, low=low, high=high)
-            cells.append(told(gap))
-        lines.append(f"| {n:,} steps | {' | '.join(cells)} |")
+        found = [differ(rows, metric, far[n], real[m], numbers, n) for m in sorted(real)]
+        lines.append(f"| {n:,} steps | {' | '.join(told(x[0]) if x else '' for x in found)} |")
     return "\n".join(lines)
 
 
@@ -481,8 +468,8 @@ def draw_steps(path: Path, rows: dict, own: int) -> None:
         return
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for i, arm in enumerate(a for a in ARMS if a in arms or a == "far"):  # far pairs perhaps with some of the steps
-        some = {n: table for n, table in tables.items() if all((*k, arm) in table for k in common)}
-        some = {n: {k: row for k, row in table.items() if k[:2] in common} for n, table in some.items()}
+        some = {n: {k: row for k, row in table.items() if k[:2] in common}
+                for n, table in tables.items() if all((*k, arm) in table for k in common)}
         left.plot([*some], [100 * pool(table, "eer", arm)[0, 0] for table in some.values()], f"C{i}s-", label=ARMS[arm])
         if some and arm != "real" and "real" in arms:
             gaps = [100 * np.subtract(*pool(table, "eer", arm, "real")) for table in some.values()]

@@ -192,13 +192,18 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     assert [c.split(" [")[0].strip() for c in each[2]] == ["100 steps", "-10.0", "+40.0"]  # fold 0: 20 - 30; 55 - 15
     assert [c.split(" [")[0].strip() for c in each[3]] == ["5,000 steps", "-22.0", "-6.3"]  # 8 - 30; 8.75 - 15
     gap = longer - kept[0, 0, "real"][0]
-    found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"].endswith("to 5,000 steps")]
-    ours = next(x for x in found if (x["arm"], x["metric"]) == ("real", "eer"))
+    found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"] == "difference"]
+    ours = next(x for x in found if (x["arm"], x["against"], x["metric"]) == ("real@100", "real", "eer"))
     assert [float(ours[k]) for k in ("value", "low", "high")] == pytest.approx([gap[0], *tables.interval(gap)], abs=1e-6)
     text = text.split("With 100 steps of the recogniser:")[1]
     assert "| real | 1 | 30.0 |" in text and "| real + far pairs (ScoreMix) | 2 | 55.0 | -10.0 [" in text
     assert "| far - real | 1 of 1 | -10.0 [" in text
-    (path / "rows/0-0-real@100.json").unlink()
+    write_row(path / "rows", "0-0-close@100", rng, 0.4)
+    succeed(tables, path)
+    text = (path / "table.md").read_text().split("With 100 steps of the recogniser:")[1]
+    assert "| real | 1 | 30.0 |" in text and "| real + close pairs | 1 | 40.0 | +10.0" in text
+    for arm in ("real", "close"):
+        (path / f"rows/0-0-{arm}@100.json").unlink()
     succeed(tables, path)
     assert "With 100 steps" not in (path / "table.md").read_text()  # one arm is no table
 
