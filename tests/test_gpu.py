@@ -1,4 +1,4 @@
-"""Every script on a GPU that is not there (pretend.py): none forgets its device, and the results are those of the CPU."""
+"""Every script on a GPU that is not there (pretend.py): none forgets its device, and all come to what the CPU does."""
 
 import re
 

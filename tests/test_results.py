@@ -361,7 +361,7 @@ def tables_of(text):
 
 
 def test_the_readme_quotes_the_committed_tables():
-    """The READMEs quote each set's table.md: EER of every arm of any set, every order of the paper; hours of the stages."""
+    """READMEs quote each table.md: EER of every arm of any set, every order of the paper, hours of the stages."""
     section = (ROOT / "README.md").read_text().split("## Does it help?")[1].split("\n## ")[0]
     (sets, eer), (head, orders) = tables_of(section)
     [(_, costs)] = tables_of((ROOT / "results/README.md").read_text())
