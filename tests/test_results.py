@@ -285,10 +285,11 @@ def test_a_mining_recogniser_leaves_the_cost_of_a_finished_row_alone(results, tm
 def test_committed_models_are_those_that_their_set_would_train(unit):
     """Read by the scripts of today, of the set's own settings, and of one image set."""
     settings = dict(line.split(" ", 1) for line in (unit / "../../settings").read_text().splitlines())
+    real = f"real-{unit.name if settings['GENERATORS'] == 'seed' else 0}"
     generator = train_diffusion.load_generator(unit / "generator", "cpu")[1]
-    recognizer = train_recognizer.load_recognizer(unit / "real-0", "cpu")[1]
+    recognizer = train_recognizer.load_recognizer(unit / real, "cpu")[1]
     assert generator["classes"] == recognizer["classes"] and len(generator["classes"]) > 100
-    names = {"generator": ("train_diffusion", "GENERATOR"), "real-0": ("train_recognizer", "RECOGNIZER")}
+    names = {"generator": ("train_diffusion", "GENERATOR"), real: ("train_recognizer", "RECOGNIZER")}
     for run, (script, setting) in names.items():
         config = json.loads((unit / run / "config.json").read_text())
         argv = f"--data {config['arguments']['data'][0]} --out {config['arguments']['out']} {settings[setting]}".split()
