@@ -3,7 +3,7 @@
 Inside `gpu()` all that a program makes on the device `cuda`, or moves there, lies in main memory under that name. An
 operation on tensors of both devices raises, as do a copy to NumPy, random numbers from the other device's generator and
 pinned memory that is not main memory. So a machine without a GPU finds where a program forgets its device. It can tell
-nothing of speed, memory or rounding, and mixed precision is left out (torch.autocast looks for the real thing).
+nothing of speed, memory or rounding, nor of autocast, torch.compile and several processes.
 """
 
 import contextlib
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 CUDA = torch.device("cuda:0")
 ACROSS = {"aten::copy_"}  # what may see both devices
+JOINS = {"aten::cat", "aten::stack"}  # what takes no number of the CPU, either
 INDEX = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}  # CUDA, by indices of the CPU
 
 
@@ -51,33 +52,48 @@ class OnGPU(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, func.name().split(".")[0]
         leaves = tree_leaves((args, kwargs))
-        strangers = [x for x in leaves if elsewhere(x)]
-        indices = [x for x in tree_leaves(args[1:2]) if elsewhere(x)] if name in INDEX else []
-        if len(strangers) > len(indices) and name not in ACROSS:
+        written = [a for s, a in zip(func._schema.arguments, args) if s.alias_info and s.alias_info.is_write]
+        written += [kwargs["out"]] if "out" in kwargs else []
+        here = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, OnGPU)]
+        indices = [id(x) for x in tree_leaves(args[1:2])] if name in INDEX and isinstance(args[0], OnGPU) else []
+        wrong = [x for x in here if id(x) not in indices and (x.dim() or name in JOINS or any(x is w for w in written))]
+        if wrong and name not in ACROSS:
             raise RuntimeError(f"{name}: Expected all tensors to be on the same device, but found cuda:0 and cpu")
         if kwargs.get("generator") is not None:
             raise RuntimeError(f"{name}: Expected a 'cuda' device type for generator but found 'cpu'")
-        wrapped = {id(x.values): x for x in leaves if isinstance(x, OnGPU)}
+        there = [x for x in leaves if isinstance(x, OnGPU)]
         done = func(*tree_map_only(OnGPU, lambda x: x.values, args), **tree_map_only(OnGPU, lambda x: x.values, kwargs))
-        known = wrapped | {id(x): x for x in strangers}  # what was changed in place is the tensor that it was
+        if any(x.shape != x.values.shape or x.stride() != x.values.stride() for x in there):
+            raise NotImplementedError(f"{name}: pretend.py knows no change of shape in place")
+        if kwargs.get("device") is not None:  # the CPU's: Pretend leaves no other
+            return done
+        known = {id(x.values): x for x in there} | {id(x): x for x in here}  # what was changed in place is what it was
         return tree_map_only(torch.Tensor, lambda x: known[id(x)] if id(x) in known else cls(x), done)
 
 
-def elsewhere(x) -> bool:
-    """Whether x is a tensor of the CPU with dimensions: a number may come from anywhere."""
-    return isinstance(x, torch.Tensor) and not isinstance(x, OnGPU) and x.dim() > 0
+class Move(torch.autograd.Function):
+    """To the other device, and the gradient back."""
+
+    @staticmethod
+    def forward(ctx, x, device, dtype, memory_format):
+        ctx.was = x.device, x.dtype
+        with torch._C.DisableTorchFunction():
+            more = {} if memory_format is None else {"memory_format": memory_format}
+            values = (x.values if isinstance(x, OnGPU) else x.detach()).to(dtype=dtype or x.dtype, copy=True, **more)
+        return OnGPU(values) if device.type == "cuda" else values
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return move(gradient, *ctx.was), None, None, None
 
 
 def move(x: torch.Tensor, device: torch.device, dtype=None, memory_format=None, copy=False) -> torch.Tensor:
     """x.to(device, ...)."""
-    more = {} if memory_format is None else {"memory_format": memory_format}
-    if device.type == x.device.type:
-        with torch._C.DisableTorchFunction():
-            return x.to(dtype=dtype or x.dtype, copy=copy, **more)
-    assert x.is_leaf or not x.requires_grad, "no gradients between devices here"
+    if device.type != x.device.type:
+        return Move.apply(x, device, dtype, memory_format)
     with torch._C.DisableTorchFunction():
-        values = (x.values if isinstance(x, OnGPU) else x.detach()).to(dtype=dtype or x.dtype, copy=True, **more)
-    return OnGPU(values) if device.type == "cuda" else values
+        more = {} if memory_format is None else {"memory_format": memory_format}
+        return x.to(dtype=dtype or x.dtype, copy=copy, **more)
 
 
 class Pretend(TorchFunctionMode):
@@ -88,11 +104,13 @@ class Pretend(TorchFunctionMode):
         here = args[0] if args and isinstance(args[0], torch.Tensor) else None
         name = getattr(func, "__name__", "")
         if here is not None and name in ("to", "cpu", "cuda"):
-            if name == "to" and not (len(args) > 1 and isinstance(args[1], torch.Tensor)):
-                memory_format, copy = kwargs.pop("memory_format", None), kwargs.pop("copy", False)
-                device, dtype, *_ = torch._C._nn._parse_to(*args[1:], **kwargs)
+            memory_format, copy = kwargs.pop("memory_format", None), kwargs.pop("copy", False)
+            if name != "to":
+                device, dtype = torch.device(name), None
+            elif len(args) > 1 and isinstance(args[1], torch.Tensor):
+                device, dtype = args[1].device, args[1].dtype
             else:
-                device, dtype, memory_format, copy = torch.device("cpu" if name == "cpu" else "cuda"), None, None, False
+                device, dtype, *_ = torch._C._nn._parse_to(*args[1:], **kwargs)
             return move(here, device or here.device, dtype, memory_format, copy)
         if isinstance(here, OnGPU) and name in ("numpy", "__array__", "pin_memory"):
             raise TypeError(f"{name}: can't convert cuda:0 device type tensor; use Tensor.cpu() first")
@@ -102,11 +120,16 @@ class Pretend(TorchFunctionMode):
             return here.values.tolist()
         if isinstance(here, OnGPU) and name == "new_tensor":
             return OnGPU(here.values.new_tensor(*args[1:], **kwargs))
-        if "device" in kwargs and kwargs["device"] is not None and torch.device(kwargs["device"]).type == "cuda":
+        device = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
+        if here is not None and device and name == "as_tensor":
+            return move(here, device, kwargs.get("dtype"))
+        if device and device.type == "cuda":
             if kwargs.get("generator") is not None:
                 raise RuntimeError(f"{name}: Expected a 'cuda' device type for generator but found 'cpu'")
-            made = func(*args, **kwargs | {"device": here.values.device if isinstance(here, OnGPU) else "cpu"})
-            return made if isinstance(made, OnGPU) else OnGPU(made.detach(), made.requires_grad)
+            if isinstance(here, OnGPU):
+                return func(*args, **{k: v for k, v in kwargs.items() if k != "device"})
+            made = func(*args, **kwargs | {"device": "cpu"})
+            return OnGPU(made.detach().clone(), made.requires_grad)
         return func(*args, **kwargs)
 
 
@@ -119,7 +142,6 @@ def gpu(memory: int = 80 << 30):
         "mem_get_info": lambda *_: (memory, memory),
         "get_device_name": lambda *_: "a GPU that is not there",
         "max_memory_allocated": lambda *_: 1 << 30,
-        "set_device": lambda *_: None,
         "is_current_stream_capturing": lambda: False,
     }
     submit = ThreadPoolExecutor.submit
