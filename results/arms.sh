@@ -122,11 +122,14 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     $PY sample_scoremix.py --generator "$G" --pairs "$D/$arm.csv" $sampler "${sample[@]}" --out "$D/$arm"
   need "$D/audit-$arm/audit.json" $PY audit.py --recognizer "$D/real-$seed" --data "$D/$DATA/train" --mixed "$D/$arm" \
     --out "$D/audit-$arm"
-  cp "$D/audit-$arm/audit.json" "results/$SET/audit/$1-$arm.json"
-  cp "$D/$arm.json" "results/$SET/pairs/$1-$arm.json"
-  keep "$G" train_diffusion "$1-$(basename "$G")"
-  keep "$D/$arm" sample_scoremix "$1-$arm"
-  keep "$D/audit-$arm" audit "$1-$arm"
+  # records that are there belong to rows that stand, perhaps of another generator, which nobody kept
+  need "results/$SET/costs/train_diffusion-$1-$(basename "$G").json" keep "$G" train_diffusion "$1-$(basename "$G")"
+  if [ ! -e "results/$SET/audit/$1-$arm.json" ]; then
+    cp "$D/$arm.json" "results/$SET/pairs/$1-$arm.json"
+    keep "$D/$arm" sample_scoremix "$1-$arm"
+    keep "$D/audit-$arm" audit "$1-$arm"
+    cp "$D/audit-$arm/audit.json" "results/$SET/audit/$1-$arm.json"
+  fi
 }
 
 unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
@@ -142,8 +145,10 @@ unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
   if [ -e "$D/generator/model.pt" ] && [ -e "$D/real-$(own "$1")/model.pt" ]; then
     need "$D/alignment/alignment.json" $PY alignment.py --generator "$D/generator" --recognizer "$D/real-$(own "$1")" \
       --data "$D/$DATA/train" --out "$D/alignment"
-    cp "$D/alignment/alignment.json" "results/$SET/alignment/$1.json"
-    keep "$D/alignment" alignment "$1"
+    if [ ! -e "results/$SET/alignment/$1.json" ]; then
+      keep "$D/alignment" alignment "$1"
+      cp "$D/alignment/alignment.json" "results/$SET/alignment/$1.json"
+    fi
   fi
   return $failed
 }

@@ -245,6 +245,21 @@ def test_without_seeds_and_arms_the_rows_are_those_of_the_plan_in_its_order(resu
     assert code == 0 and [c[0] for c in commands] == needed  # mixup, without a generator or a recogniser to mine with
 
 
+def test_records_of_rows_that_stand_are_not_written_over(results, tmp_path):
+    """Other steps of an arm may come with images of another generator; its audit stays that of its rows."""
+    assert results("lfw", ARMS="far", SEEDS="0")[0] == 0
+    folder = tmp_path / "results/lfw"
+    records = [folder / "audit/0-far.json", folder / "pairs/0-far.json", folder / "alignment/0.json"]
+    records += [p for s in ("train_diffusion-0-generator", "sample_scoremix-0-far", "audit-0-far", "alignment-0")
+                for p in (folder / f"configs/{s}.json", folder / f"costs/{s}.json")]
+    for path in records:
+        assert path.read_text() != "as it was"
+        path.write_text("as it was")
+    assert results("lfw", ARMS="far@100", SEEDS="0")[0] == 0
+    assert [p.read_text() for p in records] == ["as it was"] * len(records)
+    assert (folder / "rows/0-0-far@100.json").exists()
+
+
 def test_models_that_are_kept_are_not_trained_again(results, tmp_path):
     kept = tmp_path / "results/lfw/models/0"
     for run, names in {"generator": ["model.pt", "samples-7.png"], "real-0": ["model.pt", "log.jsonl"]}.items():
