@@ -270,35 +270,41 @@ def with_steps(rows: dict, steps: str) -> dict:
     return {(*k[:2], parts[k][0]): row for k, row in rows.items() if parts[k][2] == steps}
 
 
-def several_steps(rows: dict, own: int) -> tuple[dict, list[str], list[tuple]]:
-    """Steps -> their rows, ascending; the arms that were run with all of these steps; the folds and seeds of all."""
-    names = {int(n or own): n for n in {b.partition("@")[2] for *_, b in rows} | {""}}
-    tables = {n: with_steps(rows, names[n]) for n in sorted(names)}
-    arms = [a for a in ARMS if all(any(a == b for *_, b in some) for some in tables.values())]
-    every = sorted({k[:2] for k in rows})
-    return tables, arms, [k for k in every if all((*k, a) in some for a in arms for some in tables.values())]
+def several_steps(rows: dict, own: int) -> dict:
+    """Arm -> ({steps: name}, ascending; the folds and seeds with all of these), of arms with others than the own steps."""
+    names, every = {}, sorted({k[:2] for k in rows})
+    for *_, name in rows:
+        arm, _, n = name.partition("@")
+        names.setdefault(arm, {})[int(n or own)] = name
+    found = {a: dict(sorted(names[a].items())) for a in ARMS if len(names.get(a, ())) > 1 and own in names[a]}
+    common = {a: [k for k in every if all((*k, name) in rows for name in found[a].values())] for a in found}
+    return {a: (found[a], common[a]) for a in found if common[a]}
 
 
 def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
-    """Markdown: EER and 1 - TAR by steps of the recogniser, of the arms that were run with several, on common rows.
+    """Markdown: EER and 1 - TAR by steps of the recogniser, of each arm that was run with several.
 
     Beside them the difference to the same arm with the set's own steps, on the rows of both.
     """
-    tables, arms, common = several_steps(rows, own)
+    arms = several_steps(rows, own)
+    if not arms:
+        return "No arm has a fold and seed with all of its numbers of steps yet."
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
-    if not arms or not common:
-        return "No fold and seed has every number of steps yet."
-    for n, some in tables.items():
+    for n in sorted({n for steps, _ in arms.values() for n in steps}):
         cells = []
-        for a, m in ((a, m) for a in arms for m in ("eer", "miss")):
-            mean = np.mean([some[*k, a][m][0] for k in common])
+        for (a, (steps, common)), m in ((x, m) for x in arms.items() for m in ("eer", "miss")):
+            if n not in steps:
+                cells.append("")
+                continue
+            mean = np.mean([rows[*k, steps[n]][m][0] for k in common])
             cell = f"{100 * numbers.add('mean by steps', mean, arm=a, steps=n, metric=m, rows=len(common)):.1f}"
             if n != own:
-                cell += f", {told(differ(rows, m, f'{a}@{n}', a, numbers, n)[0])}"
+                cell += f", {told(differ(rows, m, steps[n], a, numbers, n)[0])}"
             cells.append(cell)
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Mean of {len(common)} rows each: folds and seeds {common}; beside it the difference "
+    sizes = "; ".join(f"{a}: {len(common)} rows, folds and seeds {common}" for a, (_, common) in arms.items())
+    return "\n".join([*lines, "", f"Means over what an arm has with all of its steps ({sizes}); beside them the difference "
                       f"to {own:,} steps, on all rows of both. [Figure](steps.png)."])
 
 
@@ -462,26 +468,28 @@ def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> 
 
 
 def draw_steps(path: Path, rows: dict, own: int) -> None:
-    """A figure over the steps: the EER of far pairs and of the arms run with all steps, and its difference to real."""
-    tables, arms, common = several_steps(rows, own)
-    if not arms or not common:
+    """A figure over the steps: the EER of the arms run with several, and its difference to real with as many."""
+    arms = several_steps(rows, own)
+    if not arms:
         return
+    ticks = sorted({n for steps, _ in arms.values() for n in steps})
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for i, arm in enumerate(a for a in ARMS if a in arms or a == "far"):  # far pairs perhaps with some of the steps
-        some = {n: {k: row for k, row in table.items() if k[:2] in common}
-                for n, table in tables.items() if all((*k, arm) in table for k in common)}
-        left.plot([*some], [100 * pool(table, "eer", arm)[0, 0] for table in some.values()], f"C{i}s-", label=ARMS[arm])
-        if some and arm != "real" and "real" in arms:
-            gaps = [100 * np.subtract(*pool(table, "eer", arm, "real")) for table in some.values()]
-            right.plot([*some], [gap[0] for gap in gaps], f"C{i}s-")
-            right.vlines([*some], *np.transpose([interval(gap) for gap in gaps]), color=f"C{i}")
+    for i, (arm, (steps, common)) in enumerate(arms.items()):
+        left.plot([*steps], [100 * np.mean([rows[*k, name]["eer"][0] for k in common]) for name in steps.values()],
+                  f"C{i}s-", label=ARMS[arm])
+        real = arms["real"][0] if arm != "real" and "real" in arms else {}
+        gaps = {n: differ(rows, "eer", name, real[n], Numbers(), n) for n, name in steps.items() if n in real}
+        gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
+        if gaps:
+            right.plot([*gaps], [gap[0] for gap in gaps.values()], f"C{i}s-")
+            right.vlines([*gaps], *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}")
     left.set(ylabel="EER %")
     left.legend()
     right.axhline(0, color="gray", lw=1)
     right.set(ylabel="points of EER against real")
     for axis in (left, right):
-        axis.set(xscale="log", xlabel="steps of the recogniser", xlim=(min(tables) * 0.9, max(tables) / 0.9),
-                 xticks=[*tables], xticklabels=[f"{n:,}" for n in tables])
+        axis.set(xscale="log", xlabel="steps of the recogniser", xlim=(ticks[0] * 0.9, ticks[-1] / 0.9), xticks=ticks,
+                 xticklabels=[f"{n:,}" for n in ticks])
         axis.minorticks_off()
     save_figure(figure, path)
 
