@@ -270,15 +270,21 @@ def with_steps(rows: dict, steps: str) -> dict:
     return {(*k[:2], parts[k][0]): row for k, row in rows.items() if parts[k][2] == steps}
 
 
-def several_steps(rows: dict, own: int) -> dict:
-    """Arm -> ({steps: name}, ascending; the folds and seeds with all of these), of arms with others than the own steps."""
-    names, every = {}, sorted({k[:2] for k in rows})
-    for *_, name in rows:
+def named_by_steps(rows: dict, own: int) -> dict:
+    """Arm -> {steps: its name with so many}, ascending, as {"far": {100: "far@100", 5000: "far"}}."""
+    found = {}
+    for name in {name for *_, name in rows}:
         arm, _, n = name.partition("@")
-        names.setdefault(arm, {})[int(n or own)] = name
-    found = {a: dict(sorted(names[a].items())) for a in ARMS if len(names.get(a, ())) > 1 and own in names[a]}
-    common = {a: [k for k in every if all((*k, name) in rows for name in found[a].values())] for a in found}
-    return {a: (found[a], common[a]) for a in found if common[a]}
+        found.setdefault(arm, {})[int(n or own)] = name
+    return {a: dict(sorted(found[a].items())) for a in ARMS if a in found}
+
+
+def several_steps(rows: dict, own: int) -> dict:
+    """Arm -> (its names by steps, the folds and seeds that have all), of the arms with other steps beside their own."""
+    every = sorted({k[:2] for k in rows})
+    found = {a: (names, [k for k in every if all((*k, name) in rows for name in names.values())])
+             for a, names in named_by_steps(rows, own).items() if len(names) > 1 and own in names}
+    return {a: (names, common) for a, (names, common) in found.items() if common}
 
 
 def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
@@ -304,8 +310,8 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
             cells.append(cell)
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
     sizes = "; ".join(f"{a}: {len(common)} rows, folds and seeds {common}" for a, (_, common) in arms.items())
-    return "\n".join([*lines, "", f"Means over what an arm has with all of its steps ({sizes}); beside them the difference "
-                      f"to {own:,} steps, on all rows of both. [Figure](steps.png)."])
+    return "\n".join([*lines, "", f"Means over what an arm has with all of its steps ({sizes}); beside them the "
+                      f"difference to {own:,} steps, on all rows of both. [Figure](steps.png)."])
 
 
 def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str:
@@ -313,12 +319,11 @@ def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str
 
     An arm may be best with fewer steps than another, so equal steps are not the only fair comparison.
     """
-    far, real = ({int(n or own): b for *_, b in rows for a, _, n in [b.partition("@")] if a == arm}
-                 for arm in ("far", "real"))
-    lines = ["| far pairs with, against real with | " + " | ".join(f"{n:,} steps" for n in sorted(real)) + " |",
+    far, real = (named_by_steps(rows, own).get(arm, {}) for arm in ("far", "real"))
+    lines = ["| far pairs with, against real with | " + " | ".join(f"{n:,} steps" for n in real) + " |",
              "|---" * (1 + len(real)) + "|"]
-    for n in sorted(far):
-        found = [differ(rows, metric, far[n], real[m], numbers, n) for m in sorted(real)]
+    for n in far:
+        found = [differ(rows, metric, far[n], name, numbers, n) for name in real.values()]
         lines.append(f"| {n:,} steps | {' | '.join(told(x[0]) if x else '' for x in found)} |")
     return "\n".join(lines)
 

@@ -64,7 +64,7 @@ class OnGPU(torch.Tensor):
         there = [x for x in leaves if isinstance(x, OnGPU)]
         done = func(*tree_map_only(OnGPU, lambda x: x.values, args), **tree_map_only(OnGPU, lambda x: x.values, kwargs))
         if any(x.shape != x.values.shape or x.stride() != x.values.stride() for x in there):
-            raise NotImplementedError(f"{name}: pretend.py knows no change of shape in place")
+            raise RuntimeError(f"{name}: changes a shape in place, which pretend.py cannot follow")
         if kwargs.get("device") is not None:  # the CPU's: Pretend leaves no other
             return done
         known = {id(x.values): x for x in there} | {id(x): x for x in here}  # what was changed in place is what it was
@@ -78,8 +78,8 @@ class Move(torch.autograd.Function):
     def forward(ctx, x, device, dtype, memory_format):
         ctx.was = x.device, x.dtype
         with torch._C.DisableTorchFunction():
-            more = {} if memory_format is None else {"memory_format": memory_format}
-            values = (x.values if isinstance(x, OnGPU) else x.detach()).to(dtype=dtype or x.dtype, copy=True, **more)
+            values = x.values if isinstance(x, OnGPU) else x.detach()
+            values = values.to(dtype=dtype or x.dtype, memory_format=memory_format or torch.preserve_format, copy=True)
         return OnGPU(values) if device.type == "cuda" else values
 
     @staticmethod
@@ -92,8 +92,7 @@ def move(x: torch.Tensor, device: torch.device, dtype=None, memory_format=None, 
     if device.type != x.device.type:
         return Move.apply(x, device, dtype, memory_format)
     with torch._C.DisableTorchFunction():
-        more = {} if memory_format is None else {"memory_format": memory_format}
-        return x.to(dtype=dtype or x.dtype, copy=copy, **more)
+        return x.to(dtype=dtype or x.dtype, memory_format=memory_format or torch.preserve_format, copy=copy)
 
 
 class Pretend(TorchFunctionMode):
