@@ -30,7 +30,7 @@ def add_speed_flags(group) -> None:
     """The flags that say where and how a network is computed."""
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32",
-                       help="bf16: autocast of the network alone; for GPUs, and CPUs with bf16 in hardware (default: fp32)")
+                       help="bf16: autocast of the network; for GPUs, and CPUs with bf16 in hardware (default: fp32)")
     group.add_argument("--compile", action="store_true", help="torch.compile the network; pays on long runs")
 
 

@@ -353,7 +353,7 @@ def quality(found: dict, numbers: Numbers) -> str:
 
 
 def alignment(folder: Path, numbers: Numbers) -> str:
-    """Markdown: how alike condition space and embedding space are (alignment.py), mean of the units, lowest, highest."""
+    """Markdown: how alike condition space and embedding space are (alignment.py): mean, lowest, highest of the units."""
     reports = [json.loads(path.read_text())["measures"] for path in sorted(folder.glob("*.json"))]
     lines = ["| spaces | " + " | ".join(MEASURES.values()) + " |", "|---" * (len(MEASURES) + 1) + "|"]
     for spaces in reports[0]:
@@ -478,7 +478,7 @@ def draw_steps(path: Path, rows: dict, own: int) -> None:
     if not arms:
         return
     ticks = sorted({n for steps, _ in arms.values() for n in steps})
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
     for i, (arm, (steps, common)) in enumerate(arms.items()):
         left.plot([*steps], [100 * np.mean([rows[*k, name]["eer"][0] for k in common]) for name in steps.values()],
                   f"C{i}s-", label=ARMS[arm])
@@ -486,10 +486,11 @@ def draw_steps(path: Path, rows: dict, own: int) -> None:
         gaps = {n: differ(rows, "eer", name, real[n], Numbers(), n) for n, name in steps.items() if n in real}
         gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
         if gaps:
-            right.plot([*gaps], [gap[0] for gap in gaps.values()], f"C{i}s-")
-            right.vlines([*gaps], *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}")
+            x = [n * 1.02 ** i for n in gaps]  # side by side, so that no interval hides another
+            right.plot(x, [gap[0] for gap in gaps.values()], f"C{i}s-")
+            right.vlines(x, *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}")
     left.set(ylabel="EER %")
-    left.legend()
+    figure.legend(loc="outside upper center", ncols=len(arms) if len(arms) < 4 else 3)
     right.axhline(0, color="gray", lw=1)
     right.set(ylabel="points of EER against real")
     for axis in (left, right):
@@ -516,9 +517,9 @@ def main(argv=None):
         for metric in METRICS:
             numbers.add("row", row[metric][0], arm=name, steps=int(n or steps), fold=fold, seed=seed, metric=metric)
     rest = f" (and {len(rows) - len(own)} with other numbers of steps)" if len(rows) > len(own) else ""
-    lines = [table(own, far, numbers, steps), "", f"{len(own)} rows{rest}, folds {folds}, seeds {seeds}, {steps:,} steps "
-             "of the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % intervals "
-             "that resample identities and seeds (resampling n seeds shows sqrt(1 - 1/n) of their spread, nothing of "
+    lines = [table(own, far, numbers, steps), "", f"{len(own)} rows{rest}, folds {folds}, seeds {seeds}, {steps:,} "
+             "steps of the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % "
+             "intervals that resample identities and seeds (resampling n seeds shows sqrt(1 - 1/n) of their spread, nothing of "
              "one). Means are over all rows of an arm, differences over the rows of both." + (
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
@@ -539,15 +540,15 @@ def main(argv=None):
                   "(better above zero), likewise:", "", by_steps_of_each(rows, "rank1", numbers, steps)]
         draw_steps(folder / "steps.png", rows, steps)
     logs = read_logs(folder / "rows", rows)
-    lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's rows "
-              "(more images take more steps, [curve](training.png)):", "", training(logs, numbers)]
+    lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's "
+              "rows (more images take more steps, [curve](training.png)):", "", training(logs, numbers)]
     draw_training(folder / "training.png", logs)
     if audits := read_reports(folder / "audit"):
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
                   quality(audits, numbers)]
     if any((folder / "alignment").glob("*.json")):
-        lines += ["", "How alike are the generator's condition space and the recogniser's embedding space (alignment.py; "
-                  "beside them a recogniser never trained)?", "", alignment(folder / "alignment", numbers)]
+        lines += ["", "How alike are the generator's condition space and the recogniser's embedding space "
+                  "(alignment.py; beside them a recogniser never trained)?", "", alignment(folder / "alignment", numbers)]
     if how := computed(folder):
         lines += ["", f"Networks trained in {how}."]
     if (folder / "costs").is_dir():
