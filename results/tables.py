@@ -550,7 +550,7 @@ def main(argv=None):
         lines += ["", "How alike are the generator's condition space and the recogniser's embedding space "
                   "(alignment.py; beside them a recogniser never trained)?", "", alignment(folder / "alignment", numbers)]
     if how := computed(folder):
-        lines += ["", f"Networks trained in {how}."]
+        lines += ["", f"Networks whose arguments are kept (configs/) were trained in {how}."]
     if (folder / "costs").is_dir():
         lines += ["", "What it cost, without the preparation: hours of a process, measured, mostly two at a time:", "",
                   spent(folder, numbers)]

@@ -259,13 +259,13 @@ def test_the_way_of_computing_is_told_by_run_where_it_differs(folder):
         config = {"arguments": {"precision": precision}, "versions": {"torch": "2.14.1+cu130"}}
         (path / f"configs/{name}.json").write_text(json.dumps(config))
     succeed(tables, path)
-    assert "Networks trained in bf16, PyTorch 2.14.1: all 2." in (path / "table.md").read_text().splitlines()
+    assert "(configs/) were trained in bf16, PyTorch 2.14.1: all 2." in (path / "table.md").read_text()
     config = {"arguments": {"precision": "fp32"}, "versions": {"torch": "2.15.0"}}
     (path / "configs/train_recognizer-0-1-real.json").write_text(json.dumps(config))
     (path / "configs/evaluate-0-1-real.json").write_text("{}")
     succeed(tables, path)
     told = "bf16, PyTorch 2.14.1: 0-generator, 0-1-far; fp32, PyTorch 2.15.0: 0-1-real."
-    assert f"Networks trained in {told}" in (path / "table.md").read_text()
+    assert f"(configs/) were trained in {told}" in (path / "table.md").read_text()
 
 
 def test_the_audits_are_averaged_over_folds(folder):
