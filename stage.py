@@ -70,9 +70,10 @@ def command(body):
             body(argv)
             return 0
         except KeyboardInterrupt:
-            message, code = "interrupted; the same command goes on where this one stopped", 128 + (*signals, 2)[0]
+            message, code = "interrupted; the same command goes on, or starts again", 128 + (*signals, 2)[0]
         except torch.OutOfMemoryError:
-            message, code = "out of device memory; lower --batch (or --size), in a new --out", 2
+            message, code = ("out of device memory; lower --micro-batch or --batch where there is one, in a new --out, "
+                             "or take --device cpu"), 2
         except (StageError, OSError, UnicodeError) as error:
             message, code = str(error), 2
         finally:
@@ -96,10 +97,24 @@ def seed_of(*parts) -> int:
     """A 63-bit seed from anything printable, by SHA-256: neighbouring keys give unrelated random numbers."""
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
+def unfinished(folder: Path) -> bool:
+    """Whether the stage that makes these images was stopped: the last file of prepare_data or the sampler is missing."""
+    try:
+        maker = json.loads((folder / "config.json").read_text())["stage"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+    last = {"prepare_data": ("split.json", "lists.json"), "sample_scoremix": ("manifest.csv",)}.get(maker)
+    return last is not None and not any((folder / name).exists() for name in last)
+
 def scan(folders: list) -> tuple[list[str], list[Path], list[int]]:
     """List ROOT/<class>/<image> of every folder: sorted class names (one NAME is one class), paths, labels."""
     found = {}
+    if len({os.path.realpath(f) for f in folders}) < len(folders):
+        raise StageError(f"a folder is given twice: {' '.join(map(str, folders))}")
     for root in map(Path, folders):
+        for folder in (root, root.parent):
+            if unfinished(folder):
+                raise StageError(f"{folder} is not finished; give the command that writes it again, and let it end")
         inner = sorted(d for d in root.iterdir() if d.is_dir() and d.name[0] != ".") if root.is_dir() else []
         if not inner:
             raise StageError(f"{root} is not a folder with class folders; expected {root}/<class>/<image>")
@@ -157,7 +172,8 @@ class Images:
 
     def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
         if self.pixels is not None:
-            return self.pixels[index.to(self.pixels.device)]
+            index = index.pin_memory() if self.pixels.is_cuda else index  # then nobody waits for the transfer
+            return self.pixels[index.to(self.pixels.device, non_blocking=True)]
         with ThreadPoolExecutor() as pool:
             return torch.stack(list(pool.map(self._read, [self.paths[i] for i in index.tolist()])))
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import pickle
+import shutil
 import struct
 import zlib
 
@@ -124,6 +125,26 @@ def test_batches_walk_through_every_image_and_follow_from_seed_and_step():
     assert torch.equal(training.batch_indices(7, 10, 4, seed=1), steps[7])
     assert not torch.equal(torch.cat([training.batch_indices(i, 10, 4, seed=2) for i in range(15)]), chain)
     assert len(training.batch_indices(3, 5, 64, seed=0)) == 64  # a batch larger than the set
+    for n, batch in ((10, 4), (5, 5), (5, 64), (7, 1), (12, 6)):
+        parts = [training.batch_indices(i, n, batch, seed=3) for i in range(9)]
+        orders = torch.cat([training.permutation(n, 3, e) for e in range(9 * batch // n + 1)])
+        assert torch.equal(torch.cat(parts), orders[:9 * batch]) and {len(p) for p in parts} == {batch}
+
+
+def test_folders_that_are_not_finished_or_given_twice_are_refused(faces, tmp_path):
+    """Half of the mixes, of a sampler that was stopped, would pass for a smaller set."""
+    for maker, inner, last in (("sample_scoremix", ".", "manifest.csv"), ("prepare_data", "train", "split.json"),
+                               ("prepare_data", "probe", "lists.json")):
+        out = tmp_path / f"{maker}-{inner}"
+        shutil.copytree(faces / "test", out / inner)
+        assert stage.scan([out / inner])[0]
+        (out / "config.json").write_text(json.dumps({"stage": maker}))
+        with pytest.raises(stage.StageError, match="is not finished"):
+            stage.scan([faces / "test", out / inner])
+        (out / last).write_text("")
+        assert stage.scan([out / inner])[0]
+    with pytest.raises(stage.StageError, match="given twice"):
+        stage.scan([faces / "test", f"{faces}/./test"])
 
 
 # ------------------------------------------------------------------------------------------------------ run directory
