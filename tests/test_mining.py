@@ -4,6 +4,8 @@ import csv
 import itertools
 import json
 import math
+import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -279,6 +281,37 @@ def test_condition_space_is_the_generators_class_embedding(faces, tmp_path, fail
     succeed(mine_pairs, *command(recognizer, faces, out, "--generator", gen, "--space", "condition", "--count", 10))
     assert out.read_bytes() == before
     fails(mine_pairs.main, ["--space", "condition", "--generator", recognizer, "--out", out], "is a recognizer")
+
+
+@pytest.mark.parametrize("more", [(), ("--order", 3)])
+def test_the_default_cap_leaves_as_many_mixes_as_asked_for(more, recognizer, faces, tmp_path, monkeypatch):
+    """Mined greedily, an even share plus one can leave classes that have only each other, already taken."""
+    out, asked, found = tmp_path / "pairs.csv", [], 0
+
+    def clustered(model, images, config, device):
+        centres = np.random.default_rng(seed).standard_normal((len(images.classes), 8))
+        centres[2:] = centres[2] + 0.05 * centres[2:]  # a dense core, and two others
+        return centres / np.linalg.norm(centres, axis=1, keepdims=True)
+
+    def spied(*args):
+        asked.append(args[4])
+        return mine(*args)
+
+    monkeypatch.setattr(mine_pairs, "centres_of", clustered)
+    monkeypatch.setattr(mine_pairs, "mine", spied)
+    for i in range(11):
+        shutil.copytree(faces / "train/s11", tmp_path / f"more/t{i}")
+    for seed in range(12):
+        out.unlink(missing_ok=True)
+        asked.clear()
+        data = ["--recognizer", recognizer, "--data", faces / "train", tmp_path / "more", "--out", out]
+        succeed(mine_pairs, *data, "--strategy", "close", *more)
+        rows, told = list(csv.DictReader(open(out))), json.loads(out.with_suffix(".json").read_text())
+        uses = Counter(v for r in rows for k, v in r.items() if k != "distance")
+        assert len(rows) == 16 * 5 and max(uses.values()) <= told["max_uses"] == asked[-1]
+        assert asked == [*range(asked[0], asked[-1] + 1)]  # no larger than it has to be
+        found += len(asked) > 1
+    assert found
 
 
 def test_order_one_writes_no_distance(recognizer, faces, tmp_path):
