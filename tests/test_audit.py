@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -117,6 +118,22 @@ def chain(faces, tmp_path_factory):
 
 def arguments(chain, faces, out):
     return ["--recognizer", chain / "real", "--data", faces / "train", "--mixed", chain / "mixed", "--out", out]
+
+
+def test_what_one_image_a_class_cannot_say_is_null_and_the_file_is_json(chain, faces, tmp_path):
+    mixed = tmp_path / "single"
+    shutil.copytree(chain / "mixed", mixed)
+    for path in mixed.glob("*/[1-9].png"):
+        path.unlink()
+    rows = list(csv.reader(open(mixed / "manifest.csv", newline="")))
+    with open(mixed / "manifest.csv", "w", newline="") as file:
+        csv.writer(file).writerows(r for r in rows if r[0] == "path" or r[0].endswith("/0.png"))
+    argv = arguments(chain, faces, tmp_path / "audit")
+    argv[argv.index("--mixed") + 1] = mixed
+    succeed(audit, *argv)
+    text = (tmp_path / "audit/audit.json").read_text()
+    figures = json.loads(text)
+    assert "NaN" not in text and figures["consistency"]["mixed"] is None and figures["consistency"]["real"] > 0
 
 
 def test_planted_copies_are_found_and_shown(chain, faces, tmp_path, capsys):
