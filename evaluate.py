@@ -1,4 +1,4 @@
-"""Measure recognisers, side by side, by the protocols of the field (stage 7 of ScoreMix).
+"""Measure recognisers, side by side, by the protocols of the field (stage 6 of ScoreMix).
 
     python evaluate.py --model runs/demo/real runs/demo/scoremix --data runs/demo/data/test --out runs/demo/report
     python evaluate.py --model backbone.pth --arch ir50 --pairs runs/bins/*.csv --templates runs/ijbc --out runs/report

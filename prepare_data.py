@@ -38,6 +38,7 @@ from formats import Records, align, read_bin, read_text
 
 ORL_FOLDS = 4  # fold k tests the people s(10k+1) ... s(10k+10): every person is a test person once
 LFW_CROP = (60, 50, 195, 185)  # of LFW's funneled images of 250x250: close to the ArcFace template
+LFW_PEOPLE, OMNIGLOT_CHARACTERS = 5749, {"images_background": 964, "images_evaluation": 659}
 BIN_FOLDS = 10  # a .bin lists its pairs fold after fold
 KINDS = {"orl": "the AT&T (ORL) faces, 30 people to train and 10 to test",
          "folder": "your own image folder, split by class", "lfw": "LFW's people with enough images, split by person",
@@ -113,6 +114,13 @@ def list_orl(root: Path) -> tuple[list[str], list[Path], list[int]]:
     return classes, *map(list, zip(*kept))
 
 
+def whole(folder: Path, classes: str, count: int) -> None:
+    """StageError if a fetched set was unpacked in part: its fetcher takes a folder that is there for the whole."""
+    there = sum(f.is_dir() for f in folder.glob(classes))
+    if there != count:
+        raise stage.StageError(f"{folder} has {there} of {count} classes; delete it, and it is fetched again")
+
+
 def find_lfw() -> Path:
     """The folder lfw_funneled that scikit-learn keeps, fetched if it is not there."""
     from sklearn import datasets
@@ -123,6 +131,7 @@ def find_lfw() -> Path:
                 datasets.fetch_lfw_people(min_faces_per_person=100)  # fetches all, returns few
     except OSError as error:
         raise stage.StageError(f"cannot fetch LFW ({error}); give a folder SRC/<name>/<image>") from None
+    whole(folder, "*", LFW_PEOPLE)
     return folder
 
 
@@ -131,12 +140,14 @@ def find_omniglot() -> Path:
     from torchvision.datasets import Omniglot
     root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "scoremix"
     try:
-        for part in ("images_background", "images_evaluation"):
+        for part in OMNIGLOT_CHARACTERS:
             if not (root / "omniglot-py" / part).is_dir():
                 Omniglot(str(root), background=part == "images_background", download=True)
     except (OSError, RuntimeError) as error:
         raise stage.StageError(f"cannot fetch Omniglot ({error}); unpack images_background.zip and "
                                "images_evaluation.zip into a folder, and give it as SRC") from None
+    for part, count in OMNIGLOT_CHARACTERS.items():
+        whole(root / "omniglot-py" / part, "*/*", count)
     return root / "omniglot-py"
 
 

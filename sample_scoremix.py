@@ -1,4 +1,4 @@
-"""Sample new classes by mixing the scores of existing ones at every step of the reverse diffusion (ScoreMix, stage 5).
+"""Sample new classes by mixing the scores of existing ones at every step of the reverse diffusion (ScoreMix, stage 4).
 
     python sample_scoremix.py --generator runs/demo/generator --pairs runs/demo/pairs.csv --out runs/demo/mixed
 

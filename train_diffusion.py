@@ -1,4 +1,4 @@
-"""Train a class-conditional diffusion model on an image folder (stage 3 of ScoreMix).
+"""Train a class-conditional diffusion model on an image folder (stage 2 of ScoreMix).
 
     python train_diffusion.py --data runs/demo/data/train --out runs/demo/generator --size 32
 

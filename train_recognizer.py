@@ -1,4 +1,4 @@
-"""Train a recogniser, an IResNet under the ArcFace loss, on one or more image folders (stages 1 and 6 of ScoreMix).
+"""Train a recogniser, an IResNet under the ArcFace loss, on one or more image folders (stages 1 and 5 of ScoreMix).
 
     python train_recognizer.py --data runs/demo/data/train --size 32 --out runs/demo/real
     python train_recognizer.py --data runs/demo/data/train runs/demo/mixed --size 32 --out runs/demo/scoremix
@@ -32,7 +32,7 @@ LARGE = dict(steps=30_000, batch=256, lr=0.1, margin=0.5, scale=64.0)  # default
 MARGIN_WARMUP = 0.2  # share of the steps in which the margin rises to --margin
 MOMENTUM, WEIGHT_DECAY, MAX_GRAD_NORM = 0.9, 5e-4, 5.0
 SHIFT, ZOOM, ROTATION = 0.06, 0.08, 8.0  # augmentation: up to this share of the side, this factor, these degrees
-LIGHT, LOW_RESOLUTION = 0.25, 0.2  # brightness and contrast by up to this share; share of the images made coarse
+LIGHT, LOW_RESOLUTION = 0.25, 0.2  # contrast by up to this share, brightness by this on -1 ... 1; images made coarse
 
 
 def parse_args(argv=None):

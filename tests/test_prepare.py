@@ -156,6 +156,8 @@ def test_lfw_and_omniglot_where_the_libraries_keep_them(photos, tmp_path, monkey
     """Without SRC: the folders that scikit-learn and torchvision fetched; one line where they cannot fetch."""
     monkeypatch.setenv("SCIKIT_LEARN_DATA", str(tmp_path / "sklearn"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(prepare_data, "LFW_PEOPLE", len(list(photos.iterdir())))
+    monkeypatch.setattr(prepare_data, "OMNIGLOT_CHARACTERS", {"images_background": 3, "images_evaluation": 2})
     shutil.copytree(photos, tmp_path / "sklearn/lfw_home/lfw_funneled")
     (tmp_path / "sklearn/lfw_home/lfw_funneled/person 4/2.jpg").unlink()
     argv = ["--min-images", "3", "--crop", "0", "0", "30", "30", "--test-classes", "1", "--out", str(tmp_path / "lfw")]
@@ -177,6 +179,10 @@ def test_lfw_and_omniglot_where_the_libraries_keep_them(photos, tmp_path, monkey
     assert prepare_data.main(["omniglot", "--per-class", "2", "--out", str(tmp_path / "few")]) == 0
     assert set(json.loads((tmp_path / "few/split.json").read_text())["train"].values()) == {2}
     assert {p.name for p in (tmp_path / "few/test").glob("*/*")} == {"0.png", "1.png"}
+    shutil.rmtree(tmp_path / "cache/scoremix/omniglot-py/images_evaluation/evaluation/character1")
+    fails(prepare_data.main, ["omniglot", "--out", tmp_path / "a"], "images_evaluation has 1 of 2", "delete it")
+    shutil.rmtree(tmp_path / "sklearn/lfw_home/lfw_funneled/person 4")
+    fails(prepare_data.main, ["lfw", "--out", tmp_path / "a"], "lfw_funneled has", "delete it")
     monkeypatch.setattr("torchvision.datasets.Omniglot", refuse)
     monkeypatch.setattr("sklearn.datasets.fetch_lfw_people", refuse)
     shutil.rmtree(tmp_path / "cache")
