@@ -114,7 +114,10 @@ def read_rows(folder: Path) -> tuple[dict, str, int]:
         fars.add(far)
     if len(fars) != 1:
         raise stage.StageError(f"{folder} holds {'rows of unlike reports' if fars else 'no rows'}; expected one set's")
-    return rows, fars.pop(), steps.get("", 0)
+    if "" not in steps:
+        raise stage.StageError(f"{folder} holds other numbers of steps alone ({', '.join(sorted({k[2] for k in rows}))}); "
+                               "these rows stay, and are compared when there is one with the set's own")
+    return rows, fars.pop(), steps[""]
 
 
 def pool(rows: dict, metric: str, *arms: str) -> np.ndarray:

@@ -377,10 +377,10 @@ def tables_of(text):
 
 
 def test_the_readme_quotes_the_committed_tables():
-    """READMEs quote each table.md: EER of every arm of any set, every order of the paper, hours of the stages."""
+    """READMEs quote each table.md: EER of every arm of any set, the best steps, every order of the paper, hours."""
     section = (ROOT / "README.md").read_text().split("## Does it help?")[1].split("\n## ")[0]
-    (sets, eer), (head, orders) = tables_of(section)
-    [(_, costs)] = tables_of((ROOT / "results/README.md").read_text())
+    (sets, eer), (_, best) = tables_of(section)
+    (head, orders), (_, curve), (_, costs) = tables_of((ROOT / "results/README.md").read_text())
     quoted = set()
     for i, folder in enumerate(("omniglot-5", "omniglot", "lfw", "orl")):
         text = (ROOT / "results" / folder / "table.md").read_text()
@@ -399,3 +399,18 @@ def test_the_readme_quotes_the_committed_tables():
             stages = ("train_recognizer", "train_diffusion", "mine_pairs", "sample_scoremix")
             assert {k: v[i] for k, v in costs.items()} == {f"`{k}.py`": hours[k][1] for k in stages}, folder
     assert quoted == set(eer) and not orders
+    for name, cells in best.items():
+        found = tables_of((ROOT / "results" / {"LFW": "lfw"}.get(name, "omniglot-5") / "table.md").read_text())
+        steps = next(lines for title, lines in found if title[0] == "steps of the recogniser")
+        (real, few), (far, many) = (re.fullmatch(r"([\d.]+) \(([\d,]+) steps\)", c).groups() for c in cells[1:3])
+        assert [steps[few][0].split(",")[0], steps[many][2].split(",")[0]] == [real, far], name
+        each = [(title, lines) for title, lines in found if title[0] == "far pairs with, against real with"]
+        told = [lines[f"{many} steps"][title.index(f"{few} steps") - 1] for title, lines in each]
+        assert told == cells[3:], name  # by EER and by the rank-1 rate
+    found = tables_of((ROOT / "results/omniglot-5/table.md").read_text())
+    steps, each = (next(x for x in found if x[0][0] == name) for name in (
+        "steps of the recogniser", "far pairs with, against real with"))
+    for n, cells in curve.items():
+        known = [c.split(",")[0] or "not run" for c in (steps[1][n][0], steps[1][n][2])]
+        gap = each[1].get(f"{n} steps", {}) and dict(zip(each[0][1:], each[1][f"{n} steps"])).get(f"{n} steps", "")
+        assert cells == [*known, gap or ""], n
