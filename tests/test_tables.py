@@ -315,6 +315,9 @@ def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
     fails(tables.main, [path], "99 impostor pairs")
     (tmp_path / "empty/rows").mkdir(parents=True)
     fails(tables.main, [tmp_path / "empty"], "no rows")
+    write_row(tmp_path / "empty/rows", "0-0-far@100", np.random.default_rng(0), 0.1)
+    (tmp_path / "empty/rows/0-0-far@100.jsonl").write_text('{"step": 100}\n')
+    fails(tables.main, [tmp_path / "empty"], "other numbers of steps alone (far@100)")
 
 
 def test_evaluate_writes_the_draws_that_its_intervals_come_from(faces, tmp_path):
