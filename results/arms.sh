@@ -142,7 +142,8 @@ unit() {  # U ARM...: what the rows of these arms of a fold (or a seed) need
     arm=${arm/continued/far}
     bash -euo pipefail -c 'images "$@"' images "$1" "${arm%@*}" || failed=1  # in a shell of its own, where -e holds
   done
-  if [ -e "$D/generator/model.pt" ] && [ -e "$D/real-$(own "$1")/model.pt" ]; then
+  # a generator that was brought to a validation may know more classes than are trained on there
+  if [ "$DATA" = data ] && [ -e "$D/generator/model.pt" ] && [ -e "$D/real-$(own "$1")/model.pt" ]; then
     need "$D/alignment/alignment.json" $PY alignment.py --generator "$D/generator" --recognizer "$D/real-$(own "$1")" \
       --data "$D/$DATA/train" --out "$D/alignment"
     if [ ! -e "results/$SET/alignment/$1.json" ]; then
