@@ -477,16 +477,18 @@ def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> 
 
 def draw_steps(path: Path, rows: dict, own: int) -> None:
     """A figure over the steps: the EER of the arms run with several, and its difference to real with as many."""
-    arms = several_steps(rows, own)
+    arms, real = several_steps(rows, own), named_by_steps(rows, own).get("real", {})
     if not arms:
         return
+    if own in real:  # with one number of steps it is a point, to see the others beside
+        arms = {"real": ({own: "real"}, sorted(k[:2] for k in rows if k[2] == "real"))} | arms
     ticks = sorted({n for steps, _ in arms.values() for n in steps})
     figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
     for i, (arm, (steps, common)) in enumerate(arms.items()):
         left.plot([*steps], [100 * np.mean([rows[*k, name]["eer"][0] for k in common]) for name in steps.values()],
                   f"C{i}s-", label=ARMS[arm])
-        real = arms["real"][0] if arm != "real" and "real" in arms else {}
-        gaps = {n: differ(rows, "eer", name, real[n], Numbers(), n) for n, name in steps.items() if n in real}
+        gaps = {n: differ(rows, "eer", name, real[n], Numbers(), n) for n, name in steps.items()
+                if n in real and arm != "real"}
         gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
         if gaps:
             x = [n * 1.02 ** i for n in gaps]  # side by side, so that no interval hides another

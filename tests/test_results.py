@@ -1,5 +1,6 @@
 """results/*/run.sh: every arm of every set, by a stand-in for Python that records commands and touches their files."""
 
+import csv
 import importlib.util
 import json
 import os
@@ -400,12 +401,16 @@ def test_the_readme_quotes_the_committed_tables():
             assert {k: v[i] for k, v in costs.items()} == {f"`{k}.py`": hours[k][1] for k in stages}, folder
     assert quoted == set(eer) and not orders
     for name, cells in best.items():
-        found = tables_of((ROOT / "results" / {"LFW": "lfw"}.get(name, "omniglot-5") / "table.md").read_text())
-        steps = next(lines for title, lines in found if title[0] == "steps of the recogniser")
-        (real, few), (far, many) = (re.fullmatch(r"([\d.]+) \(([\d,]+) steps\)", c).groups() for c in cells[1:3])
-        assert [steps[few][0].split(",")[0], steps[many][2].split(",")[0]] == [real, far], name
-        each = [(title, lines) for title, lines in found if title[0] == "far pairs with, against real with"]
-        told = [lines[f"{many} steps"][title.index(f"{few} steps") - 1] for title, lines in each]
+        folder = ROOT / "results" / {"LFW": "lfw"}.get(name, "omniglot-5")
+        with open(folder / "results.csv", newline="") as file:
+            rows = [x for x in csv.DictReader(file) if (x["what"], x["metric"]) == ("row", "eer")]
+        steps = [re.fullmatch(r"([\d.]+) \(([\d,]+) steps\)", c).groups() for c in cells[1:3]]
+        for arm, (mean, n) in zip(("real", "far"), steps):
+            values = [float(x["value"]) for x in rows if (x["arm"], x["steps"]) == (arm, n.replace(",", ""))]
+            assert f"{100 * sum(values) / len(values):.1f}" == mean, (name, arm)
+        each = [(title, lines) for title, lines in tables_of((folder / "table.md").read_text())
+                if title[0] == "far pairs with, against real with"]
+        told = [lines[f"{steps[1][1]} steps"][title.index(f"{steps[0][1]} steps") - 1] for title, lines in each]
         assert told == cells[3:], name  # by EER and by the rank-1 rate
     found = tables_of((ROOT / "results/omniglot-5/table.md").read_text())
     steps, each = (next(x for x in found if x[0][0] == name) for name in (
