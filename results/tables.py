@@ -115,7 +115,8 @@ def read_rows(folder: Path) -> tuple[dict, str, int]:
     if len(fars) != 1:
         raise stage.StageError(f"{folder} holds {'rows of unlike reports' if fars else 'no rows'}; expected one set's")
     if "" not in steps:
-        raise stage.StageError(f"{folder} holds other numbers of steps alone ({', '.join(sorted({k[2] for k in rows}))}); "
+        names = ", ".join(sorted({name for *_, name in rows}))
+        raise stage.StageError(f"{folder} holds other numbers of steps alone ({names}); "
                                "these rows stay, and are compared when there is one with the set's own")
     return rows, fars.pop(), steps[""]
 
@@ -346,11 +347,10 @@ def quality(found: dict, numbers: Numbers) -> str:
     lines = ["| images | real | " + " | ".join(heads) + " |", "|---" * (len(found) + 2) + "|"]
     known = set.intersection(*(set(r) for reports in found.values() for r in reports))  # audits may be of old versions
     for name, title in ((k, v) for k, v in TITLES.items() if k in known):
-        real = [r[name]["real"] for r in next(iter(found.values()))]
-        cells = ["" if None in real else f"{numbers.add('audit', np.mean(real), arm='real', metric=name):.3f}"]
-        for arm, reports in found.items():
-            mean = numbers.add("audit", np.mean([r[name]["mixed"] for r in reports]), arm=arm, metric=name)
-            cells.append(f"{mean:.3f}")
+        columns = {"real": [r[name]["real"] for r in next(iter(found.values()))]}
+        columns |= {arm: [r[name]["mixed"] for r in reports] for arm, reports in found.items()}
+        cells = ["" if None in values else f"{numbers.add('audit', np.mean(values), arm=arm, metric=name):.3f}"
+                 for arm, values in columns.items()]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -524,8 +524,8 @@ def main(argv=None):
     rest = f" (and {len(rows) - len(own)} with other numbers of steps)" if len(rows) > len(own) else ""
     lines = [table(own, far, numbers, steps), "", f"{len(own)} rows{rest}, folds {folds}, seeds {seeds}, {steps:,} "
              "steps of the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % "
-             "intervals that resample identities and seeds (resampling n seeds shows sqrt(1 - 1/n) of their spread, nothing of "
-             "one). Means are over all rows of an arm, differences over the rows of both." + (
+             "intervals that resample identities and seeds (resampling n seeds shows sqrt(1 - 1/n) of their spread, "
+             "nothing of one). Means are over all rows of an arm, differences over the rows of both." + (
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
                      ": intervals cover them.") if owner else ""), "",

@@ -280,6 +280,10 @@ def test_the_audits_are_averaged_over_folds(folder):
     head = next(i for i, line in enumerate(lines) if line.startswith("| images | real | far | close (1 of 2) |"))
     assert "| 0.950 | 0.600 | 0.800 |" in lines[head + 2] and len(lines[head + 2 :]) == len(tables.TITLES)
     assert lines[-1].endswith("|  | 0.600 | 0.800 |")
+    report["consistency"]["mixed"] = None  # of mixes of one image
+    (path / "audit/0-close.json").write_text(json.dumps(report))
+    succeed(tables, path)
+    assert "| 0.950 | 0.600 |  |" in (path / "table.md").read_text()
 
 
 def test_the_alignment_of_each_unit_is_pooled(folder):
