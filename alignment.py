@@ -55,12 +55,12 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def unbiased_hsic(K: np.ndarray, L: np.ndarray) -> float:
-    """HSIC of two kernels (n, n), symmetric, n > 3, without the bias that few samples bring (Song et al. 2012, Eq. 5)."""
+    """HSIC of two kernels (n, n), symmetric, n > 3, without the bias of few samples (Song et al. 2012, Eq. 5)."""
     n = len(K)
     K, L = K - np.diag(np.diag(K)), L - np.diag(np.diag(L))
-    k, l = K.sum(0), L.sum(0)  # with these, and tr(KL) as a sum of products, no K @ L: n^2, not n^3
-    middle = k.sum() * l.sum() / ((n - 1) * (n - 2))
-    return float(((K * L).sum() + middle - 2 / (n - 2) * (k @ l)) / (n * (n - 3)))
+    row_k, row_l = K.sum(0), L.sum(0)  # with these, and tr(KL) as a sum of products, no K @ L: n^2, not n^3
+    middle = row_k.sum() * row_l.sum() / ((n - 1) * (n - 2))
+    return float(((K * L).sum() + middle - 2 / (n - 2) * (row_k @ row_l)) / (n * (n - 3)))
 
 
 def unbiased_cka(x: np.ndarray, y: np.ndarray) -> float:

@@ -251,9 +251,9 @@ def run(args) -> None:
     lines += ["", f"{len(made.paths)} mixed images of {len(made.classes)} classes, {len(real.paths)} real ones of {k}."]
     stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
     out.spend(device)
-    known = {name: {"mixed": a, "real": b} for name, (a, b) in report.items()}
-    stage.write_json(out.dir / "audit.json", {name: {k: None if v is None or math.isnan(v) else v for k, v in x.items()}
-                                              for name, x in known.items()})  # JSON has no nan
+    # JSON has no nan
+    known = {name: [None if x is None or math.isnan(x) else x for x in pair] for name, pair in report.items()}
+    stage.write_json(out.dir / "audit.json", {name: {"mixed": a, "real": b} for name, (a, b) in known.items()})
     print(*lines, f"wrote {out.dir}/table.md and audit.json; look at {out.dir}/nearest.png", sep="\n")
 
 

@@ -51,7 +51,8 @@ def parse_args(argv=None):
                    help="where distances are taken: between the classes' centres in the recogniser's space, or between "
                    "the class embeddings that the generator has learned (default: embedding)")
     g.add_argument("--max-uses", type=stage.number(int, 1), metavar="U",
-                   help="most mixes that a class may be part of (default: one more than an even share, or the next that leaves K mixes)")
+                   help="most mixes that a class may be part of (default: one more than an even share, or as few more "
+                   "as K mixes take)")
     g.add_argument("--seed", type=stage.number(int, 0), default=0, help="the order of --strategy random (default: 0)")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ... (default: auto)")
     args = parser.parse_args(argv)
@@ -251,8 +252,8 @@ def run(args) -> None:
         raise stage.StageError(f"only {k} class(es) to mix; at least {max(2, m)} are needed")
     per_class = SMALL_COUNT if saved["config"]["size"] <= 64 else LARGE_COUNT
     count = k if m == 1 else args.count or min(math.ceil(per_class * k), math.comb(k, m))
-    max_uses = args.max_uses or math.ceil(m * count / k) + 1
-    most = args.max_uses or math.comb(k - 1, m - 1)  # mixes that a class is part of, if all are taken
+    least = args.max_uses or math.ceil(m * count / k) + 1
+    most = args.max_uses or max(least, math.comb(k - 1, m - 1))  # a class is part of so many, if all mixes are taken
     cost = {"device": str(device), "images": 0, "network_evaluations": 0, "flops": 0}
     if args.space == "embedding":
         centres = centres_of(model, images, saved["config"], device)
@@ -262,10 +263,10 @@ def run(args) -> None:
     else:
         centres = model.label.weight[:k].double().cpu().numpy()  # the null class is left out
         centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    mixes = mine(centres, count, m, args.strategy, max_uses, args.seed, device)
-    while len(mixes) < count and max_uses < most:  # greedily a small cap may leave classes that have only each other
-        max_uses += 1
+    for max_uses in range(least, most + 1):  # a small cap may leave only classes that are mixed with each other already
         mixes = mine(centres, count, m, args.strategy, max_uses, args.seed, device)
+        if len(mixes) == count:
+            break
     if len(mixes) < count:
         raise stage.StageError(f"only {len(mixes)} of {count} mixes can be had from {k} classes with each in at most "
                                f"{max_uses}; raise --max-uses or lower --count")

@@ -114,7 +114,7 @@ def list_orl(root: Path) -> tuple[list[str], list[Path], list[int]]:
     return classes, *map(list, zip(*kept))
 
 
-def whole(folder: Path, classes: str, count: int) -> None:
+def check_complete(folder: Path, classes: str, count: int) -> None:
     """StageError if a fetched set was unpacked in part: its fetcher takes a folder that is there for the whole."""
     there = sum(f.is_dir() for f in folder.glob(classes))
     if there != count:
@@ -131,7 +131,7 @@ def find_lfw() -> Path:
                 datasets.fetch_lfw_people(min_faces_per_person=100)  # fetches all, returns few
     except OSError as error:
         raise stage.StageError(f"cannot fetch LFW ({error}); give a folder SRC/<name>/<image>") from None
-    whole(folder, "*", LFW_PEOPLE)
+    check_complete(folder, "*", LFW_PEOPLE)
     return folder
 
 
@@ -147,7 +147,7 @@ def find_omniglot() -> Path:
         raise stage.StageError(f"cannot fetch Omniglot ({error}); unpack images_background.zip and "
                                "images_evaluation.zip into a folder, and give it as SRC") from None
     for part, count in OMNIGLOT_CHARACTERS.items():
-        whole(root / "omniglot-py" / part, "*/*", count)
+        check_complete(root / "omniglot-py" / part, "*/*", count)
     return root / "omniglot-py"
 
 

@@ -73,10 +73,9 @@ def permutation(n: int, seed: int, epoch: int) -> torch.Tensor:
 
 def batch_indices(step: int, n: int, batch: int, seed: int) -> torch.Tensor:
     """The images (batch,) of a step: a piece of an endless chain of permutations of n, from (seed, step) alone."""
-    epochs = range(step * batch // n, ((step + 1) * batch - 1) // n + 1)
-    first, last = step * batch % n, ((step + 1) * batch - 1) % n + 1
-    pieces = [permutation(n, seed, e)[first if e == epochs[0] else 0:last if e == epochs[-1] else n] for e in epochs]
-    return torch.cat(pieces)
+    begin, end = step * batch, (step + 1) * batch
+    epochs = range(begin // n, (end - 1) // n + 1)
+    return torch.cat([permutation(n, seed, e)[max(0, begin - e * n):end - e * n] for e in epochs])
 
 
 def balanced_indices(step: int, labels: torch.Tensor, batch: int, seed: int) -> torch.Tensor:

@@ -413,9 +413,10 @@ def test_the_readme_quotes_the_committed_tables():
         told = [lines[f"{steps[1][1]} steps"][title.index(f"{steps[0][1]} steps") - 1] for title, lines in each]
         assert told == cells[3:], name  # by EER and by the rank-1 rate
     found = tables_of((ROOT / "results/omniglot-5/table.md").read_text())
-    steps, each = (next(x for x in found if x[0][0] == name) for name in (
-        "steps of the recogniser", "far pairs with, against real with"))
+    steps = next(lines for title, lines in found if title[0] == "steps of the recogniser")
+    title, each = next(x for x in found if x[0][0] == "far pairs with, against real with")
+    gaps = {far: dict(zip(title[1:], cells)) for far, cells in each.items()}
     for n, cells in curve.items():
-        known = [c.split(",")[0] or "not run" for c in (steps[1][n][0], steps[1][n][2])]
-        gap = each[1].get(f"{n} steps", {}) and dict(zip(each[0][1:], each[1][f"{n} steps"])).get(f"{n} steps", "")
-        assert cells == [*known, gap or ""], n
+        known = [c.split(",")[0] or "not run" for c in (steps[n][0], steps[n][2])]
+        gap = gaps.get(f"{n} steps", {}).get(f"{n} steps", "")
+        assert cells == [*known, gap], n
