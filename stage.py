@@ -25,8 +25,8 @@ from tqdm import tqdm
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}  # and what they may hold: a .png that is an EPS
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # would make PIL start another program
 FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
-# when this command began, directory -> its lock file, signals that came, whether the first waits for the end of a step
-began, locks, signals, patient, tty = time.monotonic(), {}, [], False, sys.stderr.isatty()
+# when this command began, directory -> its lock file, signal -> when it came, whether one waits for the end of a step
+began, locks, signals, patient, tty = time.monotonic(), {}, {}, False, sys.stderr.isatty()
 # of torchrun (training.join): which process this is (0 alone writes), of how many; its GPU, how many on this machine
 rank, world, gpu, neighbours = 0, 1, 0, 1
 progress = functools.partial(tqdm, mininterval=1 if tty else 15, leave=tty)
@@ -51,9 +51,9 @@ def number(kind: type, low: float, high: float = 2 ** 63 - 1):
     return number
 
 def interrupt(number: int, frame=None) -> None:
-    """SIGINT, SIGTERM: a training ends its step and saves; other work stops here, and all does at the second signal."""
-    signals.append(number)
-    if not patient or len(signals) > 1:
+    """SIGINT, SIGTERM: a training ends its step and saves; other work stops here, and all does a second later."""
+    signals.setdefault(number, time.monotonic())
+    if not patient or time.monotonic() - min(signals.values()) > 1:  # a launcher may pass one request on twice
         raise KeyboardInterrupt
 
 def command(body):
@@ -66,13 +66,14 @@ def command(body):
         before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM) if here}
         try:
             torch.set_flush_denormal(True)  # denormals slow a CPU down several times and carry nothing here
+            torch.set_float32_matmul_precision("highest")  # whatever the environment says: mining is exact in float32
             warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
             body(argv)
             return 0
         except KeyboardInterrupt:
-            message, code = "interrupted; the same command goes on, or starts again", 128 + (*signals, 2)[0]
-        except torch.OutOfMemoryError:
-            message, code = ("out of device memory; lower --micro-batch or --batch where there is one, in a new --out, "
+            message, code = "interrupted; the same command goes on, or starts again", 128 + next(iter(signals), 2)
+        except (torch.OutOfMemoryError, MemoryError):
+            message, code = ("out of memory; lower --micro-batch or --batch where there is one, in a new --out, "
                              "or take --device cpu"), 2
         except (StageError, OSError, UnicodeError) as error:
             message, code = str(error), 2
@@ -188,13 +189,16 @@ def write_atomic(path: Path, write, sync: bool = True) -> None:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
-    except RuntimeError:  # torch.save's way to say that the disk is full
-        raise OSError(f"{path} could not be written; is there space left?") from None
+    except RuntimeError as error:  # torch.save's way to say that the disk is full
+        raise OSError(f"{path} could not be written; is there space left? ({str(error)[:80]})") from None
     finally:
         temporary.unlink(missing_ok=True)
 
+def write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda p: p.write_text(text, encoding="utf-8"))
+
 def write_json(path: Path, value) -> None:
-    write_atomic(path, lambda p: p.write_text(json.dumps(value, indent=2) + "\n"))
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 def load_model(path, kind: str) -> dict:
     """The dict in a model.pt (or a run directory's) of this `kind`, and its path; on the CPU, no code executed."""
@@ -227,6 +231,13 @@ def whole(path):
         told = str(error)[:80] or type(error).__name__
         raise StageError(f"{path} is damaged, or of another version ({told}); make it again") from None
 
+def used(device: torch.device) -> dict:
+    """The name of the device, and the most memory that this process has had there."""
+    name, peak = f"{os.uname().machine} CPU", getrusage(RUSAGE_SELF).ru_maxrss << 10
+    if device.type == "cuda":
+        name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
+    return {"device": name, "peak_memory_bytes": peak}
+
 class Run:
     """A stage's output directory, for one process at a time; StageError if `args.out` holds anything but this very run.
     inputs: flag -> path(s), compared by fingerprint: a moved folder is the same input. derived: worth reading."""
@@ -245,8 +256,9 @@ class Run:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, whatever kills it
             self.cost = json.loads(ledger.read_text()) if ledger.exists() else {}
-            texts = held.read_text() if held.exists() else '{"arguments": {}, "inputs": {}}', json.dumps(config)
-            old, new = [{"stage": c.get("stage"), **c["arguments"], **c["inputs"]} for c in map(json.loads, texts)]
+            kept = json.loads(held.read_text()) if held.exists() else {"arguments": {}, "inputs": {}}
+            old, new = [{"stage": c.get("stage"), **c["arguments"], **c["inputs"]}
+                        for c in (kept, json.loads(json.dumps(config)))]
         except BlockingIOError:
             raise StageError(f"another process is at work in {self.dir}; wait for it, or change --out") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -260,9 +272,7 @@ class Run:
     def spend(self, device: torch.device, **amounts) -> None:
         """Add to cost.json the seconds since the last call, times processes, and e.g. images=64, flops=1e9."""
         amounts["seconds"], self._since = world * (time.monotonic() - self._since), time.monotonic()
-        name, peak = f"{os.uname().machine} CPU", getrusage(RUSAGE_SELF).ru_maxrss << 10
-        if device.type == "cuda":
-            name, peak = torch.cuda.get_device_name(device), torch.cuda.max_memory_allocated(device)
-        self.cost |= {k: self.cost.get(k, 0) + v for k, v in amounts.items()} | {"device": name}
-        self.cost["peak_memory_bytes"] = max(peak, self.cost.get("peak_memory_bytes", 0))
+        peak = self.cost.get("peak_memory_bytes", 0)
+        self.cost |= {k: self.cost.get(k, 0) + v for k, v in amounts.items()} | used(device)
+        self.cost["peak_memory_bytes"] = max(peak, self.cost["peak_memory_bytes"])
         write_json(self.dir / "cost.json", self.cost)

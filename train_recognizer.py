@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import stage
-from training import (accelerate, add_common_flags, balanced_indices, count_flops, distribute, fill_defaults,
+from training import (accelerate, add_common_flags, agree, balanced_indices, distribute, fill_defaults, flops_of,
                       join, learning_rate, rand, train)
 
 # arch -> blocks of the four levels, width of the first level, embedding dimension
@@ -255,10 +255,7 @@ def centres_of(model: IResNet, images: stage.Images, config: dict, device) -> np
 
 def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: dict, config: dict) -> int:
     """Copy a saved recogniser's backbone, and its head rows for classes of the same name; the number of those rows."""
-    differ = [k for k in ("arch", "size", "channels") if saved["config"][k] != config[k]]
-    if differ:
-        raise stage.StageError(f"--init {saved['path']} has {differ[0]} {saved['config'][differ[0]]}, "
-                               f"but {config[differ[0]]} is asked for here")
+    agree(f"--init {saved['path']}", saved["config"], config, ("arch", "size", "channels"))
     model.load_state_dict(saved["weights"])
     rows = {c: i for i, c in enumerate(saved["classes"])}
     shared = [(i, rows[c]) for i, c in enumerate(classes) if c in rows]
@@ -271,6 +268,8 @@ def take_over(model: nn.Module, head: nn.Parameter, classes: list[str], saved: d
 
 def run(args) -> None:
     join()
+    if args.batch < 2 * stage.world:  # batch norm wants two
+        raise stage.StageError(f"--batch {args.batch} leaves fewer than two images to each of {stage.world} processes")
     device = stage.pick_device(args.device)
     images = stage.Images(args.data, args.size)
     if len(images.classes) < 2:
@@ -288,7 +287,7 @@ def run(args) -> None:
         derived["head_rows_taken_over"] = take_over(model, head, images.classes, saved, config)
     model = model.to(device, memory_format=torch.channels_last)
     head = nn.Parameter(head.to(device))
-    flops = count_flops(model.eval(), torch.zeros(1, images.channels, args.size, args.size, device=device))
+    flops = flops_of(model.eval(), config, device)
     derived |= {"parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
     out = stage.Run("train_recognizer", args, inputs, derived)
     if (out.dir / "model.pt").exists():

@@ -131,6 +131,8 @@ def distribute(network: nn.Module, device) -> nn.Module:
     if stage.world == 1:
         return network
     if device.type == "cuda":
+        if device.index != stage.gpu:
+            raise stage.StageError("under torchrun every process has a GPU of its own; leave --device out")
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if stage.rank:
@@ -170,6 +172,20 @@ def count_flops(model: nn.Module, *inputs) -> int:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     return counter.get_total_flops()
+
+
+def flops_of(model: nn.Module, config: dict, device) -> int:
+    """FLOPs of one evaluation of a recogniser, or of a generator, on one image of its config's size and channels."""
+    x = torch.zeros(1, config["channels"], config["size"], config["size"], device=device)
+    zero = torch.zeros(1, dtype=torch.long, device=device)  # a time and a class, for a generator
+    return count_flops(model, *((x, zero, zero) if hasattr(model, "num_classes") else (x,)))
+
+
+def agree(flag: str, theirs: dict, ours: dict, keys=("size", "channels")) -> None:
+    """StageError unless the config of the network that a flag names has our values of `keys`."""
+    for k in keys:
+        if theirs[k] != ours[k]:
+            raise stage.StageError(f"{flag} has {k} {theirs[k]}, but {k} is {ours[k]} here; train both alike")
 
 
 @contextlib.contextmanager
@@ -217,7 +233,7 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
                 part.load_state_dict(state[name])
     log, stage.patient = open(os.devnull if stage.rank else out.dir / "log.jsonl", "ab", buffering=0), True
     if not stage.rank:
-        log.truncate(kept)
+        log.seek(log.truncate(kept))  # tell() is where the next line comes, also while none has come
     bar = stage.progress(total=args.steps, initial=start, desc=out.dir.name, disable=stage.rank > 0)
     signalled = None  # how many processes had a signal in the step before: all of them stop after the same step
     with log, ahead_of_the_network() as ahead, bar:

@@ -126,4 +126,4 @@ def test_a_device_too_full_for_a_checkpoint_does_not_make_it_damaged(script, cha
     succeed(SCRIPTS[script], *argv)
     (tmp_path / "run/model.pt").unlink()
     monkeypatch.setattr(torch.optim.Optimizer, "load_state_dict", full)
-    fails(SCRIPTS[script].main, argv, "out of device memory")
+    fails(SCRIPTS[script].main, argv, "out of memory; lower --micro-batch")

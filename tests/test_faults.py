@@ -105,16 +105,31 @@ def test_a_signal_ends_the_step_and_saves_it(kind, number, code, whole, faces, t
     assert cost["images"] == expected["images"] and cost["flops"] == expected["flops"]
 
 
-def test_a_second_signal_stops_at_once(faces, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds, saved", [(2, False), (0, True)])
+def test_a_second_signal_stops_at_once_unless_it_is_the_first_passed_on(seconds, saved, faces, tmp_path, monkeypatch):
+    """Slurm and systemd signal all processes of a job, and torchrun passes on what it got to those that have it."""
     module, argv = training("recognizer", faces, tmp_path / "run")
 
     def twice():
         signal.raise_signal(signal.SIGTERM)
+        stage.signals[signal.SIGTERM] -= seconds
         signal.raise_signal(signal.SIGTERM)
 
     with at_call(monkeypatch, module, "learning_rate", 6, twice):
         assert module.main(argv) == 143
-    assert not (tmp_path / "run/last.pt").exists()
+    assert (tmp_path / "run/last.pt").exists() == saved
+
+
+def test_lines_of_a_killed_run_go_although_a_signal_came_between(whole, faces, tmp_path, monkeypatch):
+    """The checkpoint of a signal, before any new line, must not count the lines that a run killed before had left."""
+    module, argv = training("recognizer", faces, tmp_path / "run")
+    for first_call in (6, 1):
+        with at_call(monkeypatch, module, "learning_rate", first_call, lambda: signal.raise_signal(signal.SIGTERM)):
+            assert module.main(argv) == 143
+        with open(tmp_path / "run/log.jsonl", "a") as log:
+            log.write('{"step": 8, "loss": 9.0}\n')  # and killed before its checkpoint
+    assert module.main(argv) == 0
+    same_training(tmp_path / "run", whole / "recognizer")
 
 
 def test_a_signal_stops_sampling_and_preparing(whole, faces, tmp_path, monkeypatch):

@@ -129,7 +129,7 @@ def stopping(*what, progress=stage.progress, **flags):
     """The progress bar of a training that is stopped in its second step."""
     bar = progress(*what, **flags)
     if not what:  # else it is of images that are read
-        bar.update = lambda: stage.signals.append(signal.SIGINT)
+        bar.update = lambda: stage.signals.update({signal.SIGINT: 0})
     return bar
 
 
