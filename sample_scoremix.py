@@ -30,7 +30,7 @@ from PIL import Image
 
 import stage
 from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8, to_x0
-from training import accelerate, add_speed_flags, count_flops, fill_defaults
+from training import accelerate, add_speed_flags, fill_defaults, flops_of
 
 SOLVERS = ["ddim", "ddpm", "heun", "dpm++"]
 SMALL, LARGE = dict(per_class=5, steps=8), dict(per_class=15, steps=50)  # defaults by the generator's size
@@ -188,10 +188,12 @@ def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim",
 
     denoise(x_t, t) -> x0 with t (B,), long but for heun; mixing, guidance and clipping are its affair, each time it is
     called. eps is derived from the x0 it returns, so a clipped x0 stays consistent. sources: of noise, one an image
-    (see image_noise), needed where noise is added (eta > 0, ddpm). times: falling times to follow instead of the
-    solver's own `timesteps`.
+    (see image_noise), needed where noise is added (eta > 0, ddpm), else ValueError. times: falling times to follow
+    instead of the solver's own `timesteps`.
     """
     eta = 1.0 if solver == "ddpm" else eta  # DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, Sec. 4.1)
+    if eta > 0 and solver in ("ddim", "ddpm") and sources is None:
+        raise ValueError("noise is added at every step; give a source of it for each image")
 
     def x0_at(x, t):
         return denoise(x, torch.full((len(x),), t, device=x.device))
@@ -368,7 +370,7 @@ def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: in
         classes, paths, labels = stage.scan(saved["data"])
         first = {classes[label]: p for label, p in reversed(list(zip(labels, paths)))}
         real = {c: stage.decode(first[c], size, channels) for mix in mixes for c in mix if c in first}
-    except stage.StageError as error:
+    except (stage.StageError, OSError) as error:  # no picture is worth the images that are drawn
         print(f"the preview is without real images: {error}")
         real = {}
     alone, rows = iter(reproduce([(mix, c) for mix in mixes for c in mix])), []
@@ -389,10 +391,14 @@ def run(args) -> None:
     mixes, (part, parts) = read_pairs(args.pairs, saved["classes"]), args.shard
     if parts > len(mixes):
         raise stage.StageError(f"--shard {part}/{parts}: {args.pairs} has only {len(mixes)} mixes")
-    mixes, order = mixes[part - 1::parts], len(mixes[0])
+    order = len(mixes[0])
     weights = args.weights or [1 / order] * order
     if len(weights) != order:
         raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
+    if len(set(weights)) == 1 and not args.window and len(set(map(frozenset, mixes))) < len(mixes):
+        raise stage.StageError(f"{args.pairs} has a mix in two orders, which with equal weights are one class under two "
+                               "names; leave one of them")
+    mixes = mixes[part - 1::parts]
     if args.mix == "score" and not args.nonconvex and not convex(weights):
         raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be "
                                f"1, not {sum(weights):g}; --nonconvex allows it")
@@ -402,8 +408,7 @@ def run(args) -> None:
         raise stage.StageError(f"the mix {min(clash)} would carry the name of an existing class; rename that class")
     config, ids = saved["config"], {c: i for i, c in enumerate(saved["classes"])}
     shape = config["channels"], config["size"], config["size"]
-    zero = torch.zeros(1, dtype=torch.long, device=device)
-    flops = count_flops(model, torch.zeros(1, *shape, device=device), zero, zero)
+    flops = flops_of(model, config, device)
     inputs, weak_flops = {"generator": saved["path"], "pairs": args.pairs}, 0
     times, files = timesteps(schedule, args.solver, args.steps, args.start), None
     if args.start:
@@ -414,7 +419,7 @@ def run(args) -> None:
     if args.guide:
         weak, guide = load_guide(args.guide, saved, device)
         inputs["guide"] = guide["path"]
-        weak_flops = count_flops(weak, torch.zeros(1, *shape, device=device), zero, zero)
+        weak_flops = flops_of(weak, config, device)
         accelerate(weak, device, args.precision, args.compile)
     accelerate(model, device, args.precision, args.compile)
     derived = {"weights": None if args.dirichlet else weights, "images": len(mixes) * args.per_class}

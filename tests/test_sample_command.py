@@ -257,6 +257,25 @@ def test_the_preview_does_without_the_training_images(generator, tmp_path, capsy
     assert "without real images" in capsys.readouterr().out and (tmp_path / "out/preview.png").exists()
 
 
+def test_the_preview_does_without_a_folder_that_may_not_be_read(generator, tmp_path, capsys, monkeypatch):
+    def scan(folders):
+        raise PermissionError(13, "Permission denied", str(folders[0]))
+
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\n")
+    monkeypatch.setattr(sample_scoremix.stage, "scan", scan)
+    assert sample_scoremix.main(command(generator, pairs, tmp_path / "out")) == 0
+    assert "without real images" in capsys.readouterr().out and (tmp_path / "out/manifest.csv").exists()
+
+
+def test_a_mix_in_two_orders_is_one_class_if_the_weights_are_equal(generator, tmp_path, fails):
+    pairs = write_pairs(tmp_path / "pairs.csv", "class_1,class_2\ns11,s12\ns12,s11\n")
+    fails(sample_scoremix.main, command(generator, pairs, tmp_path / "out"), "in two orders")
+    fails(sample_scoremix.main, [*command(generator, pairs, tmp_path / "out"), "--shard", "1/2"], "in two orders")
+    assert not (tmp_path / "out").exists()
+    uneven = [*command(generator, pairs, tmp_path / "out"), "--weights", "0.7", "0.3"]
+    assert sample_scoremix.main(uneven) == 0 and len(list((tmp_path / "out").glob("*+*"))) == 2
+
+
 def test_shards_draw_the_same_images_in_folders_of_their_own(generator, tmp_path, fails):
     text = "class_1,class_2\ns11,s12\ns13,s14\ns11,s15\ns12,s13\ns14,s15\n"
     pairs = write_pairs(tmp_path / "pairs.csv", text)

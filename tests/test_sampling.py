@@ -119,6 +119,8 @@ def test_ddpm_is_the_ancestral_posterior():
     sources = [source(i) for i in range(n)]
     x = draw_noise(sources, SHAPE, "cpu")
     found = sample(denoise, x, schedule, "ddpm", 20, sources=sources)
+    with pytest.raises(ValueError, match="a source of it for each image"):
+        sample(denoise, x, schedule, "ddpm", 20)
     twins = [source(i) for i in range(n)]
     x = draw_noise(twins, SHAPE, "cpu").double()
     for t in range(19, -1, -1):
