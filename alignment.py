@@ -108,6 +108,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def measures(x: np.ndarray, y: np.ndarray, k: int) -> dict:
+    """All four measures of x (n, p) and y (n, q), whose rows belong together; k neighbours for CKNNA."""
     return {"cka": cka(x, y), "cka_unbiased": unbiased_cka(x, y), "cknna": cknna(x, y, k), "spearman": spearman(x, y)}
 
 
@@ -159,7 +160,7 @@ def run(args) -> None:
               "checkpoints": [kept[step] for step in sorted(kept)], "recognizer": saved["path"], "data": args.data}
     out = stage.Run("alignment", args, inputs, {"classes": len(classes)})
     if (out.dir / "alignment.json").exists():
-        print((out.dir / "table.md").read_text() + f"already measured: {out.dir}")
+        print((out.dir / "table.md").read_text("utf-8") + f"already measured: {out.dir}")
         return
     untrained = random_recogniser(config, images, args.seed)
     rows = [images.classes.index(c) for c in classes]
@@ -173,10 +174,10 @@ def run(args) -> None:
     lines += ["", f"{len(classes)} classes; CKNNA with {k} neighbours; untrained: a recogniser with random weights."]
     if curve:
         draw_curve(out.dir / "cka.png", curve)
-        lines.append(f"look at {out.dir}/cka.png")
+        lines.append(f"look at {out.dir}/cka.png, which ends with the checkpoint of step {max(curve)}")
     else:
         lines.append("no curve: train the generator with --keep-every to have one")
-    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
+    stage.write_text(out.dir / "table.md", "\n".join(lines) + "\n")
     out.spend(device, images=2 * len(images.paths))
     report = {"neighbours": k, "classes": len(classes), "measures": found, "curve": curve}
     stage.write_json(out.dir / "alignment.json", report)

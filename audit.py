@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import stage
 from train_diffusion import save_grid
 from train_recognizer import class_centres, embed, load_recognizer
-from training import count_flops
+from training import flops_of
 
 TITLES = {"consistency": "consistency: mean cosine within a class",
         "similarity_to_sources": "mean cosine to the centres of the sources",
@@ -117,27 +117,27 @@ def source_loss(z: torch.Tensor, sources: np.ndarray, centres: torch.Tensor, blo
     return total / len(z)
 
 
+def each(images: stage.Images, f) -> torch.Tensor:
+    """f of all images, float (B, C, H, W) in grey levels, a few at a time; joined."""
+    return torch.cat([f(images[index].float()) for index in torch.arange(len(images.paths)).split(256)])
+
+
 def thumbnails(images: stage.Images) -> torch.Tensor:
     """The images (N, C, H, W) at most 32x32, scaled so that Euclidean distance is RMS in grey levels."""
-    small = []
-    for index in torch.arange(len(images.paths)).split(256):
-        x = images[index].float()
-        small.append(F.interpolate(x, size=THUMBNAIL, mode="area") if x.shape[-1] > THUMBNAIL else x)
-    small = torch.cat(small)
+    size = min(images.size, THUMBNAIL)
+    small = each(images, lambda x: F.interpolate(x, size=size, mode="area"))
     return small / small[0].numel() ** 0.5
 
 
 def layouts(images: stage.Images) -> np.ndarray:
     """The images (N, LAYOUT^2) in so few pixels, grey levels: brightness, light and pose, and no features of a face."""
-    parts = [F.interpolate(images[index].float().mean(1, keepdim=True), size=LAYOUT, mode="area")
-             for index in torch.arange(len(images.paths)).split(256)]
-    return torch.cat(parts).flatten(1).double().numpy()
+    small = each(images, lambda x: F.interpolate(x.mean(1, keepdim=True), size=LAYOUT, mode="area"))
+    return small.flatten(1).double().numpy()
 
 
 def contrast(images: stage.Images) -> float:
     """Mean standard deviation of the pixels of an image, in grey levels."""
-    parts = [images[index].float().std((1, 2, 3)) for index in torch.arange(len(images.paths)).split(256)]
-    return float(torch.cat(parts).mean())
+    return float(each(images, lambda x: x.std((1, 2, 3))).mean())
 
 
 def between_classes(x: np.ndarray, labels: np.ndarray) -> float:
@@ -203,12 +203,11 @@ def run(args) -> None:
                                "two of them of one class")
     out = stage.Run("audit", args, {"recognizer": saved["path"], "data": args.data, "mixed": args.mixed})
     if (out.dir / "audit.json").exists():
-        print((out.dir / "table.md").read_text() + f"already audited: {out.dir}")
+        print((out.dir / "table.md").read_text("utf-8") + f"already audited: {out.dir}")
         return
     z_real, z_made = (embed(model, images, config, device) for images in (real, made))
     n, flips = len(real.paths) + len(made.paths), 1 + config["flip"]
-    one = torch.zeros(1, real.channels, real.size, real.size, device=device)
-    out.spend(device, images=n, network_evaluations=n * flips, flops=n * flips * count_flops(model, one))
+    out.spend(device, images=n, network_evaluations=n * flips, flops=n * flips * flops_of(model, config, device))
     za, zb, y_real, y_made = z_real.double().numpy(), z_made.double().numpy(), real.labels.numpy(), made.labels.numpy()
     centres = class_centres(za, y_real, k)
     shuffle = np.random.default_rng(0).permutation
@@ -249,7 +248,7 @@ def run(args) -> None:
     lines += [f"| {TITLES[name]} | {made_is:.3f} | {'' if real_is is None else f'{real_is:.3f}'} |"
               for name, (made_is, real_is) in report.items()]
     lines += ["", f"{len(made.paths)} mixed images of {len(made.classes)} classes, {len(real.paths)} real ones of {k}."]
-    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
+    stage.write_text(out.dir / "table.md", "\n".join(lines) + "\n")
     out.spend(device)
     # JSON has no nan
     known = {name: [None if x is None or math.isnan(x) else x for x in pair] for name, pair in report.items()}

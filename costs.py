@@ -123,7 +123,7 @@ def run(args) -> None:
     runs = read_runs(args.runs)
     out = stage.Run("costs", args, {"runs": [r["file"] for r in runs]})
     if (out.dir / "costs.json").exists():
-        print((out.dir / "table.md").read_text() + f"already reported: {out.dir}")
+        print((out.dir / "table.md").read_text("utf-8") + f"already reported: {out.dir}")
         return
     here = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.uname().machine} CPU"
     precisions = {r["arguments"].get("precision", "fp32") for r in runs}
@@ -156,7 +156,7 @@ def run(args) -> None:
         lines += ["", f"{args.images:,} mixed images, ESTIMATED from the seconds an evaluation of {r['name']}:", "",
                   "| recipe | evaluations an image | hours |", "|---|---|---|"]
         lines += [f"| {w['recipe']} | {w['evaluations']:g} | {w['hours']:.3g} |" for w in found]
-    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
+    stage.write_text(out.dir / "table.md", "\n".join(lines) + "\n")
     draw(out.dir / "costs.png", rows, ways, args.images)
     stage.write_json(out.dir / "costs.json", {"matrix_rate": rates, "device": here, "runs": rows, "recipes": ways})
     print(*lines, f"wrote {out.dir}/table.md and costs.json; look at {out.dir}/costs.png", sep="\n")

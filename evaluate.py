@@ -21,16 +21,15 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import report
 import stage
 import testsets
 from testsets import Embeddings, TestSet
 from train_recognizer import ARCHS, OURS, embed, load_recognizer
-from training import count_flops
+from training import flops_of
 
-RANKS, VOID = (1, 5, 20), 0.05  # VOID: the share of resamples that may lack genuine or impostor pairs
+RANKS = 1, 5, 20
 TIE = 1e-6  # similarities this near are equal: a matrix product rounds even copies apart
 
 
@@ -78,13 +77,13 @@ def parse_args(argv=None):
 
 
 # -------------------------------------------------------------------------------------------------------- protocols
-def roc_curve(scores: np.ndarray, same: np.ndarray, weight: np.ndarray | None = None):
+def roc_curve(scores: np.ndarray, same: np.ndarray):
     """FAR and TAR at every distinct threshold, from the strictest on: accept = score >= threshold.
 
-    scores (n,), same (n,) bool, weight (n,) of the pairs (default 1) -> far, tar, each (number of distinct scores,).
+    scores (n,), same (n,) bool -> far, tar, each (number of distinct scores,).
     """
     order = np.argsort(-scores)
-    return rates(distinct(scores[order]), np.flatnonzero(same[order]), None if weight is None else weight[order])
+    return rates(distinct(scores[order]), np.flatnonzero(same[order]))
 
 
 def distinct(scores: np.ndarray) -> np.ndarray:
@@ -100,7 +99,10 @@ def corners(cuts: np.ndarray, genuine: np.ndarray) -> np.ndarray:
 
 
 def rates(cuts: np.ndarray, genuine: np.ndarray, weight: np.ndarray | None = None):
-    """FAR and TAR (cuts,) of falling pairs accepted up to each cut; genuine: where among them the genuine ones are."""
+    """FAR and TAR (C,) of n pairs in the order of falling scores, accepted up to each of the cuts (C,), indices.
+
+    genuine: where among them the genuine pairs are, ascending; weight (n,): whole numbers, or all weigh 1.
+    """
     true = np.searchsorted(genuine, cuts, side="right")
     if weight is None:
         accepted = cuts + 1
@@ -204,10 +206,11 @@ def pair_scores(z: np.ndarray, a: np.ndarray, b: np.ndarray, chunk: int = 4096) 
     return np.concatenate([np.einsum("nd,nd->n", z[a[p]], z[b[p]]) for p in pieces])
 
 
-def unit(z: np.ndarray) -> np.ndarray:  # rows (N, dim) of length 1
+def unit(z: np.ndarray) -> np.ndarray:
+    """The rows of z (N, dim), of any float type, at length 1; zero stays zero."""
     peak = np.maximum(z.max(axis=1, keepdims=True), -z.min(axis=1, keepdims=True))
     z = np.ldexp(z, -np.frexp(peak)[1])  # by a power of two, which is exact: the squares of 1e20 would overflow
-    return z / np.sqrt(np.einsum("nd,nd->n", z, z)).clip(0.1)[:, None]  # zero stays zero
+    return z / np.sqrt(np.einsum("nd,nd->n", z, z)).clip(0.1)[:, None]
 
 
 def pool_templates(z: np.ndarray, template: np.ndarray, media: np.ndarray):
@@ -266,12 +269,14 @@ class Verification:
         self.accuracies = None if fold is None else tenfold(scores, same, fold)[0]
 
     def weight(self, w):
+        """Weights (n,) of the pairs, by falling score, from the multiplicities of the identities; None for None."""
         if w is None:
             return None
         first, second, same = self.kinds
         return np.where(same, w[first], w[first] * w[second])[self.kind]
 
     def roc(self, w=None):
+        """FAR and TAR, each (corners,): the curve's corners alone, whatever the pairs weigh."""
         return rates(self.cuts, self.where, self.weight(w))
 
     def metrics(self, w=None) -> dict:
@@ -340,9 +345,8 @@ def raw_embeddings(test: TestSet, system, device, read: dict, cost: Counter) -> 
         return system.z[system.rows_of(test)], "embeddings as given"
     model, config = system
     z = embed(model, read[test.name, config["size"], config["channels"]], config, device, unit=False).numpy()
-    one = torch.zeros(1, config["channels"], config["size"], config["size"], device=device)
-    evaluations = len(z) * (1 + config["flip"])
-    cost.update(images=len(z), network_evaluations=evaluations, flops=evaluations * count_flops(model, one))
+    n = len(z) * (1 + config["flip"])
+    cost.update(images=len(z), network_evaluations=n, flops=n * flops_of(model, config, device))
     how = "embeddings of image and mirror image summed" if config["flip"] else "no mirror images"
     if "bgr" in config:  # public weights
         how += f", {'blue' if config['bgr'] else 'red'} first, (x - {config['mean']:g}) / {config['std']:g}"
@@ -394,31 +398,6 @@ def measure(test: TestSet, z: np.ndarray, args):
     return Verification(pair_scores(z, a["a"], a["b"]), a["same"])
 
 
-def describe(test: TestSet, how: str, args) -> str:
-    """The protocol in words."""
-    parts = [test.protocol, "cosine", how]
-    if test.kind == "templates":
-        parts.append("pooled with their norms" if args.keep_norm else "pooled at length 1")
-        parts += ["weighed by the detector's score"] if args.detector_scores else []
-    if test.kind == "search":
-        parts.append(f"ties (within {TIE:g}) count against the probe")
-    else:
-        parts.append("accepted at or above the threshold, FAR does not exceed its target")
-    return "; ".join([*parts, "identities are not known: no intervals" if test.group is None else
-                      "95 % intervals: identities resampled" + (", the gallery stays" * (test.kind == "search"))])
-
-
-def summary(value: dict, draws: dict, spread: dict | None = None) -> dict:
-    """metric -> {value, ci95: the 95 % percentile interval of its draws, unless VOID of them say nothing, std}."""
-    made = {k: {"value": v} for k, v in value.items()}
-    for k, x in draws.items():
-        if np.isnan(x).mean() <= VOID:
-            made[k]["ci95"] = np.nanpercentile(x, [2.5, 97.5]).tolist()
-    for k, x in (spread or {}).items():
-        made[k]["std"] = x
-    return made
-
-
 def assess(test: TestSet, systems: dict, args, device, read: dict, cost: Counter, kept: dict) -> tuple:
     """Results, draws and pictures of every system on one test set; kept: name -> image -> embedding, to be saved."""
     results, draws, pictures = [], {}, {}
@@ -439,25 +418,9 @@ def assess(test: TestSet, systems: dict, args, device, read: dict, cost: Counter
             counts |= {"genuine": found.genuine, "impostor": found.impostors}
             if found.accuracies is not None:
                 spread["accuracy"] = float(np.std(found.accuracies, ddof=1))
-        results.append({"name": name, "benchmark": test.name, "protocol": describe(test, how, args), "counts": counts,
-                        "metrics": summary(value, draws[name], spread)})
+        results.append({"name": name, "benchmark": test.name, "protocol": report.describe(test, how, args, TIE), "counts": counts,
+                        "metrics": report.summary(value, draws[name], spread)})
     return results, draws, pictures
-
-
-def average(lists: list[list[dict]]) -> list[dict]:
-    """Mean accuracy of several lists, of each system: the paper's Avg-H for LFW, CFP-FP, AgeDB-30, CALFW and CPLFW."""
-    # without an interval: the lists may share people
-    values = [(of[0]["name"], float(np.mean([r["metrics"]["accuracy"]["value"] for r in of]))) for of in zip(*lists)]
-    return [{"name": name, "benchmark": f"average of {len(lists)} lists", "protocol": "mean accuracy of the lists",
-             "counts": {}, "metrics": summary({"accuracy": value}, {})} for name, value in values]
-
-
-def compare(results: list[dict], draws: dict) -> None:
-    """Add to each entry of one test set but the first the difference to it, with its interval where there are draws."""
-    for r in results[1:]:
-        value = {k: m["value"] - results[0]["metrics"][k]["value"] for k, m in r["metrics"].items()}
-        gaps = {k: x - draws[results[0]["name"]][k] for k, x in draws[r["name"]].items()}
-        r["difference_to_first"] = summary(value, gaps)
 
 
 def columns_of(test: TestSet, impostors: int, alone: bool) -> list[str]:
@@ -482,13 +445,13 @@ def run(args) -> None:
         "model": models, "embeddings": args.embeddings, "data": args.data or [], "pairs": args.pairs,
         "probe": args.probe or [], "gallery": args.gallery or [], "templates": templates})
     if (out.dir / "results.json").exists():
-        print((out.dir / "table.md").read_text() + f"already evaluated: {out.dir}")
+        print((out.dir / "table.md").read_text("utf-8") + f"already evaluated: {out.dir}")
         return
     results, columns, pictures, lines, lists, folder_draws = [], [], {}, [], [], None
     cost, kept = Counter(), {name: {} for name in systems}
     for test in tests:
         entries, draws, of_models = assess(test, systems, args, device, read, cost, kept)
-        compare(entries, draws)
+        report.compare(entries, draws)
         results += entries
         columns += [(test.name, k) for k in columns_of(test, entries[0]["counts"].get("impostor", 0), len(tests) == 1)]
         lines += report.sentences(test.name, entries)
@@ -496,8 +459,8 @@ def run(args) -> None:
         lists += [entries] if "accuracy" in entries[0]["metrics"] else []
         folder_draws = draws if test.kind == "folder" else folder_draws
     if len(lists) > 1:
-        results += (averages := average(lists))
-        compare(averages, {e["name"]: {} for e in averages})
+        results += (averages := report.average(lists))
+        report.compare(averages, {e["name"]: {} for e in averages})
         columns.append((averages[0]["benchmark"], "accuracy"))
     digits = 1 if all(t.kind == "folder" for t in tests) else 2
     table = [report.write_table(results, columns, digits), "", *lines, report.NOTE]
@@ -505,8 +468,8 @@ def run(args) -> None:
     made += testsets.write_embeddings(out.dir, kept)
     if folder_draws:
         stage.write_atomic(out.dir / "draws.npz", lambda p: report.write_draws(p, folder_draws))
-    stage.write_atomic(out.dir / "results.csv", lambda p: p.write_text(report.write_csv(results)))
-    stage.write_atomic(out.dir / "table.md", lambda p: p.write_text("\n".join(table) + "\n"))
+    stage.write_text(out.dir / "results.csv", report.write_csv(results))
+    stage.write_text(out.dir / "table.md", "\n".join(table) + "\n")
     out.spend(device, **cost)
     stage.write_json(out.dir / "results.json", {"models": report.as_json(results)})
     print(*table, f"wrote {', '.join(['table.md', 'results.csv', 'results.json', *made])} in {out.dir}", sep="\n")

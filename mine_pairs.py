@@ -22,7 +22,7 @@ import torch
 import stage
 from train_diffusion import load_generator
 from train_recognizer import centres_of, load_recognizer
-from training import count_flops
+from training import flops_of
 
 SMALL_COUNT, LARGE_COUNT = 5, 4 / 3  # mixes for every class: few classes of small images need more new ones
 MOST_MIXES = 10_000_000  # of more than two classes that are enumerated and sorted at once: all triplets of 390 classes
@@ -254,12 +254,12 @@ def run(args) -> None:
     count = k if m == 1 else args.count or min(math.ceil(per_class * k), math.comb(k, m))
     least = args.max_uses or math.ceil(m * count / k) + 1
     most = args.max_uses or max(least, math.comb(k - 1, m - 1))  # a class is part of so many, if all mixes are taken
-    cost = {"device": str(device), "images": 0, "network_evaluations": 0, "flops": 0}
+    cost = {"images": 0, "network_evaluations": 0, "flops": 0}
     if args.space == "embedding":
         centres = centres_of(model, images, saved["config"], device)
         n = len(images.paths) * (1 + saved["config"]["flip"])
-        one = torch.zeros(1, images.channels, images.size, images.size, device=device)
-        cost |= {"images": len(images.paths), "network_evaluations": n, "flops": n * count_flops(model, one)}
+        flops = n * flops_of(model, saved["config"], device)
+        cost = {"images": len(images.paths), "network_evaluations": n, "flops": flops}
     else:
         centres = model.label.weight[:k].double().cpu().numpy()  # the null class is left out
         centres /= np.linalg.norm(centres, axis=1, keepdims=True)
@@ -285,7 +285,7 @@ def run(args) -> None:
     mean, square = (total - k) / (k * (k - 1)), (squares - k) / (k * (k - 1))  # without a class and itself
     spread = {"mean": 1 - mean, "std": math.sqrt(max(0, square - mean ** 2)),
               "chosen_mean": float(np.mean([d for _, d in mixes]))}
-    cost["seconds"] = time.monotonic() - stage.began
+    cost |= {"seconds": time.monotonic() - stage.began, **stage.used(device)}
     stage.write_json(out.with_suffix(".json"), {"arguments": vars(args), "count": count, "max_uses": max_uses,
                                                 "distances": spread, "inputs": inputs, "cost": cost})
     stage.write_atomic(out, lambda p: p.write_bytes(content))

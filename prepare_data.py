@@ -244,8 +244,8 @@ def from_pairs(args, source: Path) -> tuple[dict, dict]:
     called = Path(os.path.realpath(source)).name if path.stem == "pairs" else path.stem
     lines = [x.split("\t") if "\t" in x else x.split() for x in read_text(path).splitlines() if x.strip()]
     head = lines.pop(0) if lines else []
-    folds, each = (int(x) for x in (head if len(head) == 2 else [1, *head])) if all(
-        x.isdecimal() for x in head) and len(head) in (1, 2) else (0, 0)
+    numbers = [int(x) if x.isdecimal() else 0 for x in head]
+    folds, each = {1: [1, *numbers], 2: numbers}.get(len(head), [0, 0])
     if not folds * each or len(lines) != 2 * folds * each:
         raise stage.StageError(f"{path} is no list like LFW's: its first line must be folds and n, and 2 x n lines a "
                                f"fold must follow; it starts with {' '.join(head)!r} and has {len(lines)} more lines")
@@ -344,7 +344,7 @@ def from_ijb(args, source: Path) -> tuple[dict, dict]:
 
 # -------------------------------------------------------------------------------------------------------------- run
 def write_csv(path: Path, rows: list) -> None:
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
 
 

@@ -1,4 +1,5 @@
-"""How evaluate.py shows its findings: the Markdown table, the CSV, the figures. No number is made here."""
+"""How evaluate.py shows its findings: intervals and differences of the draws, the Markdown table, the CSV, the figures.
+No metric is made here."""
 
 import csv
 import io
@@ -11,6 +12,7 @@ import numpy as np
 
 import stage
 
+VOID = 0.05  # the share of resamples that may lack genuine or impostor pairs
 TITLES = {"accuracy": "accuracy", "eer": "EER", "auc": "AUC", "rank1": "rank-1", "rank5": "rank-5", "rank20": "rank-20"}
 BINS = np.linspace(-1, 1, 81)  # of the similarity histograms
 HARDEST = 6  # pairs of each kind in hardest.png
@@ -18,11 +20,52 @@ NOTE = ("In percent. In brackets: 95 % intervals by resampling identities, where
         "both kinds; they do not cover the training seed. ±: standard deviation over the folds.")
 
 
+def summary(value: dict, draws: dict, spread: dict | None = None) -> dict:
+    """metric -> {value, ci95: the 95 % percentile interval of its draws, unless VOID of them say nothing, std}."""
+    made = {k: {"value": v} for k, v in value.items()}
+    for k, x in draws.items():
+        if np.isnan(x).mean() <= VOID:
+            made[k]["ci95"] = np.nanpercentile(x, [2.5, 97.5]).tolist()
+    for k, x in (spread or {}).items():
+        made[k]["std"] = x
+    return made
+
+
+def average(lists: list[list[dict]]) -> list[dict]:
+    """Mean accuracy of several lists, of each system: the paper's Avg-H for LFW, CFP-FP, AgeDB-30, CALFW and CPLFW."""
+    # without an interval: the lists may share people
+    values = [(of[0]["name"], float(np.mean([r["metrics"]["accuracy"]["value"] for r in of]))) for of in zip(*lists)]
+    return [{"name": name, "benchmark": f"average of {len(lists)} lists", "protocol": "mean accuracy of the lists",
+             "counts": {}, "metrics": summary({"accuracy": value}, {})} for name, value in values]
+
+
+def compare(results: list[dict], draws: dict) -> None:
+    """Add to each entry of one test set but the first the difference to it, with its interval where there are draws."""
+    for r in results[1:]:
+        value = {k: m["value"] - results[0]["metrics"][k]["value"] for k, m in r["metrics"].items()}
+        gaps = {k: x - draws[results[0]["name"]][k] for k, x in draws[r["name"]].items()}
+        r["difference_to_first"] = summary(value, gaps)
+
+
 def names_of(models: list[str]) -> list[str]:
     """The run directories' or files' names, or their whole paths where names repeat."""
     paths = [Path(os.path.realpath(m)) for m in models]
     short = [p.parent.name if p.name == "model.pt" else re.sub(r"\.(npz|pth?)$", "", p.name) for p in paths]
     return short if len(set(short)) == len(short) else models
+
+
+def describe(test, how: str, args, tie: float) -> str:
+    """The protocol of a TestSet in words; how: the embeddings were made."""
+    parts = [test.protocol, "cosine", how]
+    if test.kind == "templates":
+        parts.append("pooled with their norms" if args.keep_norm else "pooled at length 1")
+        parts += ["weighed by the detector's score"] if args.detector_scores else []
+    if test.kind == "search":
+        parts.append(f"ties (within {tie:g}) count against the probe")
+    else:
+        parts.append("accepted at or above the threshold, FAR does not exceed its target")
+    return "; ".join([*parts, "identities are not known: no intervals" if test.group is None else
+                      "95 % intervals: identities resampled" + (", the gallery stays" * (test.kind == "search"))])
 
 
 def cell(text: str) -> str:

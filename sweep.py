@@ -26,7 +26,7 @@ from report import pyplot, save_figure
 from sample_scoremix import SOLVERS, convex, draw_images, evaluations, mixed_denoiser, read_pairs
 from train_diffusion import Schedule, load_generator, save_grid
 from train_recognizer import centres_of, embed_batch, load_recognizer
-from training import count_flops
+from training import agree, flops_of
 
 
 def parse_args(argv=None):
@@ -78,9 +78,7 @@ def run(args) -> None:
     generator, saved = load_generator(args.generator, device)
     model, of_model = load_recognizer(args.recognizer, device)
     config, ids = saved["config"], {c: i for i, c in enumerate(saved["classes"])}
-    differ = [k for k in ("size", "channels") if config[k] != of_model["config"][k]]
-    if differ:
-        raise stage.StageError(f"generator and recogniser differ in {' and '.join(differ)}; train both on one set")
+    agree(f"--recognizer {args.recognizer}", of_model["config"], config)
     mixes = read_pairs(args.pairs, saved["classes"])[:args.mixes]
     if len(mixes[0]) != 2:
         raise stage.StageError(f"a sweep is over two weights, but {args.pairs} mixes {len(mixes[0])} classes")
@@ -98,9 +96,7 @@ def run(args) -> None:
     sources = np.array([[of_class[c] for c in mix] for mix, _ in work])  # (N, 2, dim)
     labels = np.repeat(np.arange(len(mixes)), args.per_class)
     y = torch.tensor([[ids[c] for c in mix] for mix, _ in work], device=device)
-    shape = config["channels"], config["size"], config["size"]
-    zero = torch.zeros(1, dtype=torch.long, device=device)
-    flops = count_flops(generator, torch.zeros(1, *shape, device=device), zero, zero)
+    shape, flops = (config["channels"], config["size"], config["size"]), flops_of(generator, config, device)
     calls = evaluations(args.solver, args.steps) * len(work) * (2 if args.mix == "score" else 1)
     cells, pictures = {}, []
     for a, b in stage.progress(list(itertools.product(grid, grid)), out.dir.name):
@@ -108,10 +104,10 @@ def run(args) -> None:
         for part in (slice(i, i + args.batch) for i in range(0, len(work), args.batch)):
             denoise = mixed_denoiser(generator, schedule, config["predict"], y[part], [a, b], mix=args.mix)
             found.append(draw_images(denoise, work[part], args.seed, shape, device, schedule, args.solver, args.steps))
-        found = np.concatenate(found)  # (N, H, W, C)
-        z = embed_batch(model, torch.from_numpy(found).permute(0, 3, 1, 2).to(device), of_model["config"])
-        cells[a, b] = objective(z.double().cpu().numpy(), labels, sources)
-        pictures.append(found[0])
+        parts = [torch.from_numpy(x).permute(0, 3, 1, 2) for x in found]
+        z = torch.cat([embed_batch(model, x.to(device), of_model["config"]).cpu() for x in parts])
+        cells[a, b] = objective(z.double().numpy(), labels, sources)
+        pictures.append(found[0][0])
         out.spend(device, images=len(work), network_evaluations=calls, flops=calls * flops)
     n = len(grid)
     save_grid(out.dir / "sweep.png", [pictures[i * n:(i + 1) * n] for i in range(n)])

@@ -22,7 +22,7 @@ from torch import nn
 
 import stage
 from train_recognizer import centres_of, load_recognizer, preprocess
-from training import (accelerate, add_common_flags, count_flops, distribute, exchange, fill_defaults, join,
+from training import (accelerate, add_common_flags, agree, distribute, exchange, fill_defaults, flops_of, join,
                       learning_rate, rand, share, train)
 
 # Defaults by size: up to 64 pixels everything trains on a CPU in minutes; above, a network of the size of EDM2-S.
@@ -353,15 +353,12 @@ def run(args) -> None:
     inputs, more, more_flops = {"data": args.data}, None, 0
     if args.recognizer:
         recognizer, saved = load_recognizer(args.recognizer, device)
-        differ = [k for k in ("size", "channels") if saved["config"][k] != config[k]]
-        if differ:
-            raise stage.StageError(f"--recognizer {args.recognizer} has {differ[0]} {saved['config'][differ[0]]}, but "
-                                   f"{differ[0]} is {config[differ[0]]} here")
+        agree(f"--recognizer {args.recognizer}", saved["config"], config)
         inputs["recognizer"] = saved["path"]
         centres = torch.from_numpy(centres_of(recognizer, images, saved["config"], device)).float()
         if args.align:
             more = alignment_loss(recognizer, saved["config"], centres.to(device), args.align)
-            more_flops = count_flops(recognizer, torch.zeros(1, images.channels, args.size, args.size, device=device))
+            more_flops = flops_of(recognizer, config, device)
         if args.conditions == "frozen":
             config["frozen_dim"] = centres.shape[1]
     values = images.channels * args.patch ** 2
@@ -377,8 +374,7 @@ def run(args) -> None:
     ema = copy.deepcopy(model).requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, args.lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    one = torch.zeros(1, images.channels, args.size, args.size, device=device)
-    flops = count_flops(ema, one, torch.zeros(1, device=device), torch.zeros(1, dtype=torch.long, device=device))
+    flops = flops_of(ema, config, device)
     derived = {"classes": len(images.classes), "images": len(images.paths), "channels": images.channels,
                "parameters": sum(p.numel() for p in model.parameters()), "flops_per_evaluation": flops}
     out = stage.Run("train_diffusion", args, inputs, derived)
