@@ -418,8 +418,8 @@ def assess(test: TestSet, systems: dict, args, device, read: dict, cost: Counter
             counts |= {"genuine": found.genuine, "impostor": found.impostors}
             if found.accuracies is not None:
                 spread["accuracy"] = float(np.std(found.accuracies, ddof=1))
-        results.append({"name": name, "benchmark": test.name, "protocol": report.describe(test, how, args, TIE), "counts": counts,
-                        "metrics": report.summary(value, draws[name], spread)})
+        results.append({"name": name, "benchmark": test.name, "protocol": report.describe(test, how, args, TIE),
+                        "counts": counts, "metrics": report.summary(value, draws[name], spread)})
     return results, draws, pictures
 
 

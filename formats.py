@@ -20,6 +20,7 @@ ARCFACE_TEMPLATE = ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), 
 
 
 def read_text(path: Path) -> str:
+    """The text of a file in UTF-8, with or without its mark; StageError where it is none."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeError:

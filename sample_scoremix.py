@@ -115,7 +115,8 @@ def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tenso
     to 1, mixing x0, eps, v or the scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score;
     for others (--nonconvex) it is not, and x0 is mixed. Guidance: x0_null + g (x0_mixed - x0_null). The clip, not
     linear, comes after the mix. Outside `window`, noise levels (low, high) of s/a, the first class stands alone.
-    mix = "condition" is AugGen's: one evaluation under the weighted sum of the class embeddings (Rahimi et al. 2025).
+    The closure takes x_t (B, C, H, W) float32 and times t (B,), long but for heun, and gives x0 of x_t's shape, within
+    [-1, 1] if `clip`. mix = "condition" is AugGen's: one evaluation under the weighted sum of the class embeddings (Rahimi et al. 2025).
     """
     lam = torch.as_tensor(weights, dtype=torch.float32, device=y.device).expand(y.shape)  # (B, M)
     null = torch.full_like(y[:, :1], model.num_classes)
@@ -146,7 +147,10 @@ def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tenso
 
 
 def autoguided(denoise, weak, w: float, clip: bool = True):
-    """The closure of x0_weak + w (x0 - x0_weak), Karras et al. 2024: two unclipped denoisers of the same mix."""
+    """The closure of x0_weak + w (x0 - x0_weak), Karras et al. 2024: two unclipped denoisers of the same mix.
+
+    As those of `mixed_denoiser` it takes x_t (B, C, H, W) and t (B,), and gives x0, within [-1, 1] if `clip`.
+    """
     def guided(x_t, t):
         x0 = torch.lerp(weak(x_t, t), denoise(x_t, t), w)
         return x0.clamp(-1, 1) if clip else x0
@@ -228,7 +232,8 @@ def sample(denoise, x_T: torch.Tensor, schedule: Schedule, solver: str = "ddim",
 
 # ------------------------------------------------------------------------------------------------------------ files
 def read_pairs(path, classes: list[str]) -> list[tuple[str, ...]]:
-    """The class names in each row of a pairs file, checked against the generator's classes."""
+    """The class names in each row of a pairs file, checked against the generator's classes; StageError says which line
+    is wrong."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             lines = [(i, row) for i, row in enumerate(csv.reader(file), 1) if row]
@@ -306,6 +311,7 @@ def draw_images(denoise, keys: list, seed: int, shape, device, schedule: Schedul
 
 
 def convex(weights) -> bool:
+    """Whether weights, a list of numbers, are none negative and sum to 1."""
     return min(weights) >= 0 and abs(sum(weights) - 1) <= 1e-6
 
 
@@ -396,8 +402,8 @@ def run(args) -> None:
     if len(weights) != order:
         raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
     if len(set(weights)) == 1 and not args.window and len(set(map(frozenset, mixes))) < len(mixes):
-        raise stage.StageError(f"{args.pairs} has a mix in two orders, which with equal weights are one class under two "
-                               "names; leave one of them")
+        raise stage.StageError(f"{args.pairs} has a mix in two orders, which with equal weights are one class under "
+                               "two names; leave one of them")
     mixes = mixes[part - 1::parts]
     if args.mix == "score" and not args.nonconvex and not convex(weights):
         raise stage.StageError(f"--weights {' '.join(map(str, weights))}: none may be negative and their sum must be "

@@ -99,7 +99,7 @@ def seed_of(*parts) -> int:
     return int.from_bytes(hashlib.sha256("\0".join(map(str, parts)).encode()).digest()[:8], "big") >> 1
 
 def unfinished(folder: Path) -> bool:
-    """Whether the stage that makes these images was stopped: the last file of prepare_data or the sampler is missing."""
+    """Whether the stage that makes these images was stopped: the last file of prepare_data or sampler is missing."""
     try:
         maker = json.loads((folder / "config.json").read_text())["stage"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -108,7 +108,8 @@ def unfinished(folder: Path) -> bool:
     return last is not None and not any((folder / name).exists() for name in last)
 
 def scan(folders: list) -> tuple[list[str], list[Path], list[int]]:
-    """List ROOT/<class>/<image> of every folder: sorted class names (one NAME is one class), paths, labels."""
+    """List ROOT/<class>/<image> of every folder: sorted class names (one NAME is one class), paths, labels. StageError
+    where a folder is no such thing, is given twice, is not finished, or has a class without images."""
     found = {}
     if len({os.path.realpath(f) for f in folders}) < len(folders):
         raise StageError(f"a folder is given twice: {' '.join(map(str, folders))}")
@@ -134,7 +135,8 @@ def fingerprint(path) -> str:
     return hashlib.sha256(listing if files else Path(path).read_bytes()).hexdigest()
 
 def decode(path: Path, size: int | None, channels: int | None = None, crop: tuple | None = None) -> np.ndarray:
-    """uint8 (H, W, C): EXIF rotation, crop box, stretched to size x size; C = 1 for grey unless `channels` rules."""
+    """uint8 (H, W, C): EXIF rotation, crop box, stretched to size x size; C = 1 for grey unless `channels` rules.
+    StageError where the file is no image, or the box lies outside."""
     try:
         pipe = isinstance(path, Path) and not path.is_file()  # or a folder, or nothing
         with Image.open(os.devnull if pipe else path, formats=FORMATS) as file:
@@ -201,7 +203,8 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 def load_model(path, kind: str) -> dict:
-    """The dict in a model.pt (or a run directory's) of this `kind`, and its path; on the CPU, no code executed."""
+    """The dict in a model.pt (or a run directory's) of this `kind`, and its path; on the CPU, no code executed. StageError
+    where it is missing, damaged, of another kind or not finite."""
     path = Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)

@@ -300,7 +300,10 @@ def build(config: dict, num_classes: int) -> UNet:
 
 
 def load_generator(path, device) -> tuple[UNet, dict]:
-    """The network with its EMA weights, ready to sample, and the dict of its model.pt (config, classes)."""
+    """The network with its EMA weights, ready to sample, and the dict of its model.pt (config, classes).
+
+    Raises StageError where the file is missing, damaged or something else.
+    """
     saved = stage.load_model(path, "generator")
     with stage.whole(path):
         config = saved["config"]

@@ -205,7 +205,8 @@ def public_weights(path: str, arch: str, bgr: bool, mean: float, std: float) -> 
 def load_recognizer(path, device, arch=None, bgr=False, mean=127.5, std=127.5) -> tuple[IResNet, dict]:
     """The backbone, ready to embed, and the dict of its model.pt (config, classes, head).
 
-    With `arch`, a file may also hold public weights: channel order, mean and std are then as given.
+    With `arch`, a file may also hold public weights: channel order, mean and std are then as given. Raises StageError
+    where the file is missing, damaged or something else.
     """
     public = arch and not os.path.isdir(path)
     saved = public_weights(path, arch, bgr, mean, std) if public else stage.load_model(path, "recognizer")
@@ -232,7 +233,7 @@ def embed_batch(model: IResNet, images: torch.Tensor, config: dict, unit: bool =
 
 
 def embed(model: IResNet, images: stage.Images, config: dict, device, batch: int = 256, unit=True) -> torch.Tensor:
-    """Embeddings z (N, dim) of an image set, on the CPU, of length 1 if `unit`."""
+    """Embeddings z (N, dim) of an image set, on the CPU, of length 1 if `unit`; StageError if any is not finite."""
     batches = torch.arange(len(images.paths)).split(batch)
     z = torch.cat([embed_batch(model, images[index].to(device), config, unit).cpu() for index in batches])
     if not z.isfinite().all():

@@ -59,7 +59,7 @@ def fill_defaults(args, defaults: dict) -> None:
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then a cosine from `peak` to 0."""
+    """Of step 0 ... steps - 1: linear warm-up over the share WARMUP of them, then a cosine from `peak` towards 0."""
     warmup = max(1, round(WARMUP * steps))
     progress = max(0, step - warmup) / max(1, steps - warmup)
     return peak * min(1, (step + 1) / warmup) * (1 + math.cos(math.pi * progress)) / 2
@@ -208,6 +208,7 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
     parts: name -> object with state_dict and load_state_dict; export(): content of model.pt, written at the end;
     order(i): the images of step i (default: batch_indices); cost: amounts a step. Goes on from last.pt, which is
     written every --save-every steps and at a signal: on a CPU the result is the same to the bit, and so is log.jsonl.
+    Raises StageError where a mean or a weight is not finite, KeyboardInterrupt after a signal, when it has saved.
     """
     def batch(i):
         index = share(order(i) if order else batch_indices(i, len(data.paths), args.batch, args.seed))

@@ -296,40 +296,61 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
 
     Beside them the difference to the same arm with the set's own steps, on the rows of both.
     """
-    arms = several_steps(rows, own)
+    arms = {a: names for a, names in named_by_steps(rows, own).items() if len(names) > 1 and own in names}
     if not arms:
-        return "No arm has a fold and seed with all of its numbers of steps yet."
+        return "No arm has both its own number of steps and another yet."
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
     lines.append("|---" * (1 + 2 * len(arms)) + "|")
-    for n in sorted({n for steps, _ in arms.values() for n in steps}):
+    for n in sorted({n for steps in arms.values() for n in steps}):
         cells = []
-        for (a, (steps, common)), m in ((x, m) for x in arms.items() for m in ("eer", "miss")):
+        for (a, steps), m in ((x, m) for x in arms.items() for m in ("eer", "miss")):
             if n not in steps:
                 cells.append("")
                 continue
-            mean = np.mean([rows[*k, steps[n]][m][0] for k in common])
-            cell = f"{100 * numbers.add('mean by steps', mean, arm=a, steps=n, metric=m, rows=len(common)):.1f}"
-            if n != own:
-                cell += f", {told(differ(rows, m, steps[n], a, numbers, n)[0])}"
-            cells.append(cell)
+            mean = numbers.add("mean by steps", pool(rows, m, steps[n])[0, 0], arm=a, steps=n, metric=m)
+            gap = differ(rows, m, steps[n], a, numbers, n) if n != own else None
+            cells.append(f"{100 * mean:.1f}" + (f", {told(gap[0])}" if gap else ""))
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
-    sizes = "; ".join(f"{a}: {len(common)} rows, folds and seeds {common}" for a, (_, common) in arms.items())
-    return "\n".join([*lines, "", f"Means over what an arm has with all of its steps ({sizes}); beside them the "
-                      f"difference to {own:,} steps, on all rows of both. [Figure](steps.png)."])
+    note = ("Every number of steps is a training of its own, with its own schedule. Means over all rows; beside them the "
+            f"difference to {own:,} steps, on the rows of both. [Figure](steps.png).")
+    return "\n".join([*lines, "", note])
 
 
 def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str:
-    """Markdown: the difference in points of far pairs with each number of steps (down) to real with each (across).
+    """Markdown: the difference in points of the arms with each of their steps (down) to real with each (across).
 
     An arm may be best with fewer steps than another, so equal steps are not the only fair comparison.
     """
-    far, real = (named_by_steps(rows, own).get(arm, {}) for arm in ("far", "real"))
-    lines = ["| far pairs with, against real with | " + " | ".join(f"{n:,} steps" for n in real) + " |",
+    named = named_by_steps(rows, own)
+    real = named.pop("real", {})
+    lines = ["| arm, steps; against real with | " + " | ".join(f"{n:,} steps" for n in real) + " |",
              "|---" * (1 + len(real)) + "|"]
-    for n in far:
-        found = [differ(rows, metric, far[n], name, numbers, n) for name in real.values()]
-        lines.append(f"| {n:,} steps | {' | '.join(told(x[0]) if x else '' for x in found)} |")
+    for arm, n, name in ((arm, n, steps[n]) for arm, steps in named.items() if own in steps for n in steps):
+        found = [differ(rows, metric, name, of_real, numbers, n) for of_real in real.values()]
+        lines.append(f"| {arm}, {n:,} | {' | '.join(told(x[0]) if x else '' for x in found)} |")
     return "\n".join(lines)
+
+
+def on_fewer_rows(rows: dict, numbers: Numbers, steps: int) -> list[str]:
+    """Markdown: far and random pairs against real on the rows of the arms that have fewer than far pairs, if any."""
+    names = {a: frozenset(k[:2] for k in rows if k[2] == a) for a in ARMS}
+    sets = {}
+    for arm in ARMS:
+        if names[arm] and names[arm] < names["far"]:
+            sets.setdefault(names[arm], []).append(arm)
+    lines = []
+    for held, arms in sets.items():
+        part, cells = {k: v for k, v in rows.items() if k[:2] in held}, []
+        for a, m in ((a, m) for a in ("far", "random") for m in ("eer", "miss")):
+            gap = np.subtract(*pool(part, m, a, "real"))
+            cells.append("" if np.isnan(gap[0]) else told(gap))
+            if cells[-1]:
+                low, high = interval(gap)
+                numbers.add(f"difference on the rows of {arms[0]}", gap[0], arm=a, against="real", steps=steps,
+                            metric=m, low=low, high=high, rows=len(held))
+        lines.append(f"| {', '.join(arms)} | {len(held)} | {' | '.join(cells)} |")
+    return lines and ["", "On the rows of arms that have fewer, far and random pairs have, against real:", "",
+                      "| arms | rows | far: EER | 1 - TAR | random: EER | 1 - TAR |", "|---" * 6 + "|", *lines]
 
 
 def read_reports(folder: Path) -> dict:
@@ -356,7 +377,7 @@ def quality(found: dict, numbers: Numbers) -> str:
 
 
 def alignment(folder: Path, numbers: Numbers) -> str:
-    """Markdown: how alike condition space and embedding space are (alignment.py): mean, lowest, highest of the units."""
+    """Markdown: how alike condition and embedding space are (alignment.py): mean, lowest, highest of the units."""
     reports = [json.loads(path.read_text())["measures"] for path in sorted(folder.glob("*.json"))]
     lines = ["| spaces | " + " | ".join(MEASURES.values()) + " |", "|---" * (len(MEASURES) + 1) + "|"]
     for spaces in reports[0]:
@@ -418,13 +439,15 @@ def training(logs: dict, numbers: Numbers) -> str:
 
 
 def draw_training(path: Path, logs: dict) -> None:
-    """A figure: the loss of the recogniser over its steps, a line an arm, each a mean over a fiftieth of the steps."""
-    figure, axis = pyplot().subplots(figsize=(9, max(4.5, 0.25 * len(logs))), layout="constrained")
-    for i, (arm, log) in enumerate(logs.items()):
+    """A figure: the loss of the recogniser over its steps, a line an arm with the set's own, each point the mean of a
+    fiftieth of them."""
+    figure, axis = pyplot().subplots(figsize=(9, 4.5), layout="constrained")
+    for i, (arm, log) in enumerate((a, log) for a, log in logs.items() if "@" not in a):
         parts = np.array_split(log, min(50, len(log)))
         steps, losses = np.array([part[:, :2].mean(0) for part in parts]).T
         axis.plot(steps, losses, f"C{i % 10}{'-' if i < 10 else '--'}", label=arm)
-    axis.set(yscale="log", xlabel="steps of the recogniser", ylabel="training loss (ArcFace)")
+    axis.set(yscale="log", xlabel="steps of the recogniser (the margin, and so the loss, rises over the first fifth)",
+             ylabel="training loss (ArcFace)")
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     save_figure(figure, path)
 
@@ -443,19 +466,22 @@ def computed(folder: Path) -> str:
 def draw_gain(path: Path, rows: dict, far: str) -> None:
     """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
     arms = [a for a in ARMS if a != "real" and any(a == b for _, _, b in rows)]
-    height = 0.6 + 0.25 * max(len(arms), 8)
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, height), layout="constrained", sharey=True)
-    for axis, metric, title in zip(axes, ("eer", "miss"), ("EER", f"1 - TAR@FAR={far}")):
+    height = 0.6 + 0.3 * max(len(arms), 8)
+    titles = {"eer": "EER", "miss@1e-2": "1 - TAR@FAR=1e-2", f"miss@{far}": f"1 - TAR@FAR={far}"}
+    titles = {m: title for m, title in titles.items() if all(m in row for row in rows.values())}
+    figure, axes = pyplot().subplots(1, len(titles), figsize=(3 + 3 * len(titles), height), layout="constrained",
+                                     sharey=True)
+    for axis, (metric, title) in zip(axes, titles.items()):
         for y, arm in enumerate(arms):
             pairs = sorted((f, s) for f, s, a in rows if a == arm and (f, s, "real") in rows)
             gaps = [100 * (rows[f, s, arm][metric][0] - rows[f, s, "real"][metric][0]) for f, s in pairs]
-            axis.scatter(gaps, np.linspace(y + 0.1, y + 0.4, len(gaps)), 12, [f"C{f}" for f, _ in pairs])
+            axis.scatter(gaps, np.linspace(y + 0.2, y + 0.5, len(gaps)), 12, [f"C{f}" for f, _ in pairs])
             if not pairs:
                 continue
             gap = np.subtract(*pool(rows, metric, arm, "real"))
             axis.plot(100 * np.array(interval(gap)), [y, y], "k-", 100 * gap[:1], [y], "ks")
         axis.axvline(0, color="gray", lw=1)
-        axis.set(title=title, xlabel="points; left: fewer errors",
+        axis.set(title=title, xlabel="points against real; a dot: one row",
                  yticks=range(len(arms)), yticklabels=[ARMS[a] for a in arms])
     axes[0].invert_yaxis()
     save_figure(figure, path)
@@ -480,6 +506,7 @@ def draw_steps(path: Path, rows: dict, own: int) -> None:
     arms, real = several_steps(rows, own), named_by_steps(rows, own).get("real", {})
     if not arms:
         return
+    lowest = min(real, key=lambda n: pool(rows, "eer", real[n])[0, 0]) if len(real) > 1 else None
     if own in real:  # with one number of steps it is a point, to see the others beside
         arms = {"real": ({own: "real"}, sorted(k[:2] for k in rows if k[2] == "real"))} | arms
     ticks = sorted({n for steps, _ in arms.values() for n in steps})
@@ -487,17 +514,25 @@ def draw_steps(path: Path, rows: dict, own: int) -> None:
     for i, (arm, (steps, common)) in enumerate(arms.items()):
         left.plot([*steps], [100 * np.mean([rows[*k, name]["eer"][0] for k in common]) for name in steps.values()],
                   f"C{i}s-", label=ARMS[arm])
-        gaps = {n: differ(rows, "eer", name, real[n], Numbers(), n) for n, name in steps.items()
-                if n in real and arm != "real"}
-        gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
-        if gaps:
-            x = [n * 1.02 ** i for n in gaps]  # side by side, so that no interval hides another
-            right.plot(x, [gap[0] for gap in gaps.values()], f"C{i}s-")
-            right.vlines(x, *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}")
+        for key in {k[:2] for k in rows}:  # a faint line a row, from which one may be missing
+            x = [n for n, name in steps.items() if (*key, name) in rows]
+            left.plot(x, [100 * rows[*key, steps[n]]["eer"][0] for n in x], f"C{i}.-", alpha=0.3, lw=0.7)
+        for j, (style, of) in enumerate((("s-", lambda n: n), ("s:", lambda n: lowest))):
+            gaps = {n: differ(rows, "eer", name, real[of(n)], Numbers(), n) for n, name in steps.items()
+                    if of(n) in real and arm != "real"}
+            gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
+            if gaps:
+                x = [n * 1.02 ** (i + 2 * j) for n in gaps]  # side by side, so that no interval hides another
+                right.plot(x, [gap[0] for gap in gaps.values()], f"C{i}{style}", mfc=("C" + str(i), "none")[j])
+                right.vlines(x, *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}",
+                             ls=("-", ":")[j])
     left.set(ylabel="EER %")
+    left.set_title("mean of the rows with all steps; faint: every row", fontsize=10)
     figure.legend(loc="outside upper center", ncols=len(arms) if len(arms) < 4 else 3)
     right.axhline(0, color="gray", lw=1)
-    right.set(ylabel="points of EER against real")
+    dotted = f" (dotted: with {lowest:,}, its lowest)" if lowest else ""
+    right.set(ylabel="points of EER")
+    right.set_title(f"against real with as many{dotted}", fontsize=10)
     for axis in (left, right):
         axis.set(xscale="log", xlabel="steps of the recogniser", xlim=(ticks[0] * 0.9, ticks[-1] / 0.9), xticks=ticks,
                  xticklabels=[f"{n:,}" for n in ticks])
@@ -529,7 +564,8 @@ def main(argv=None):
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
                      ", one of each for all its seeds: intervals do not cover them." if owner[1] == "fold" else
                      ": intervals cover them.") if owner else ""), "",
-             claims(own, far, numbers, steps), "", by_far(own, numbers, steps), "", comparisons(own, numbers, steps)]
+             claims(own, far, numbers, steps), "", by_far(own, numbers, steps), "", comparisons(own, numbers, steps),
+             *on_fewer_rows(own, numbers, steps)]
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
     lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
     lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []
@@ -538,11 +574,14 @@ def main(argv=None):
         some = with_steps(rows, n)
         if len({a for *_, a in some}) > 1:
             lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far, numbers, int(n)), "",
-                      comparisons(some, numbers, int(n))]
+                      comparisons(some, numbers, int(n)), *on_fewer_rows(some, numbers, int(n))]
     if others:
-        lines += ["", by_steps(rows, far, numbers, steps), "", "Points of EER, each arm with steps of its own, on the "
-                  "rows of both:", "", by_steps_of_each(rows, "eer", numbers, steps), "", "Points of the rank-1 rate "
-                  "(better above zero), likewise:", "", by_steps_of_each(rows, "rank1", numbers, steps)]
+        lines += ["", by_steps(rows, far, numbers, steps)]
+        titles = {"eer": "EER", "miss@1e-2": "1 - TAR@FAR=1e-2", "rank1": "rank-1, better above zero"}
+        for metric, title in titles.items():
+            if all(metric in row for row in rows.values()) and {"real", "far"} <= {*named_by_steps(rows, steps)}:
+                lines += ["", f"Each with steps of its own, on the rows of both, points of {title}:", "",
+                          by_steps_of_each(rows, metric, numbers, steps)]
         draw_steps(folder / "steps.png", rows, steps)
     logs = read_logs(folder / "rows", rows)
     lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's "
@@ -553,7 +592,8 @@ def main(argv=None):
                   quality(audits, numbers)]
     if any((folder / "alignment").glob("*.json")):
         lines += ["", "How alike are the generator's condition space and the recogniser's embedding space "
-                  "(alignment.py; beside them a recogniser never trained)?", "", alignment(folder / "alignment", numbers)]
+                  "(alignment.py; beside them a recogniser never trained)?", "",
+                  alignment(folder / "alignment", numbers)]
     if how := computed(folder):
         lines += ["", f"Networks whose arguments are kept (configs/) were trained in {how}."]
     if (folder / "costs").is_dir():
@@ -573,7 +613,7 @@ def main(argv=None):
             lines += ["", f"{label.capitalize()}: " + ", ".join(f"{a} {v:.3g}" for a, v in places.items())
                       + f" ([figure]({name}.png))."]
             draw_against(folder / f"{name}.png", own, far, places, label)
-    stage.write_atomic(folder / "table.md", lambda p: p.write_text("\n".join(lines) + "\n"))
+    stage.write_text(folder / "table.md", "\n".join(lines) + "\n")
     text = io.StringIO(newline="")
     out = csv.DictWriter(text, FIELDS, restval="")
     out.writeheader()

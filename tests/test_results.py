@@ -409,14 +409,14 @@ def test_the_readme_quotes_the_committed_tables():
             values = [float(x["value"]) for x in rows if (x["arm"], x["steps"]) == (arm, n.replace(",", ""))]
             assert f"{100 * sum(values) / len(values):.1f}" == mean, (name, arm)
         each = [(title, lines) for title, lines in tables_of((folder / "table.md").read_text())
-                if title[0] == "far pairs with, against real with"]
-        told = [lines[f"{steps[1][1]} steps"][title.index(f"{steps[0][1]} steps") - 1] for title, lines in each]
-        assert told == cells[3:], name  # by EER and by the rank-1 rate
+                if title[0] == "arm, steps; against real with"]
+        told = [lines[f"far, {steps[1][1]}"][title.index(f"{steps[0][1]} steps") - 1] for title, lines in each]
+        assert told == cells[3:], name  # by EER, 1 - TAR at 1e-2 and the rank-1 rate
     found = tables_of((ROOT / "results/omniglot-5/table.md").read_text())
     steps = next(lines for title, lines in found if title[0] == "steps of the recogniser")
-    title, each = next(x for x in found if x[0][0] == "far pairs with, against real with")
+    title, each = next(x for x in found if x[0][0] == "arm, steps; against real with")
     gaps = {far: dict(zip(title[1:], cells)) for far, cells in each.items()}
     for n, cells in curve.items():
         known = [c.split(",")[0] or "not run" for c in (steps[n][0], steps[n][2])]
-        gap = gaps.get(f"{n} steps", {}).get(f"{n} steps", "")
+        gap = gaps.get(f"far, {n}", {}).get(f"{n} steps", "")
         assert cells == [*known, gap], n

@@ -14,9 +14,16 @@ import alignment
 import evaluate
 import train_recognizer
 
-spec = importlib.util.spec_from_file_location("tables", ROOT / "results/tables.py")
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"results/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables, orders = script("tables"), script("orders")
 METRICS = ["eer", "1e-1", "1e-2", "1e-3", "auc", "rank1"]
 
 
@@ -135,6 +142,9 @@ def test_every_number_of_the_table_is_in_the_csv(folder):
         shown = re.findall(r"(?<![\w.@-])[+-]?\d+\.\d+", part)
         assert len(shown) > least and max(min(abs(float(v) - scale * known)) for v in shown) < 0.502 * step
     assert "Mean cosine distance of the pairs: random 0.9, far 1.2 ([figure](distance.png))." in text
+    fewer = next(line for line in text.splitlines() if line.startswith("| random, half | 1 |"))  # real 0.1, far 0.08
+    cells = [re.sub(r" \[.*", "", c).strip() for c in fewer.split("|")[3:-1]]
+    assert cells == ["-2.0", "+2.0", "-5.0", "+5.0"]
     assert "Number of far pairs: half 5, far 10 ([figure](amount.png))." in text
     assert all((path / name).stat().st_size > 5000 for name in ("distance.png", "amount.png"))
 
@@ -184,13 +194,12 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     text = (path / "table.md").read_text()
     line = next(x for x in text.splitlines() if x.startswith("| 100 |"))  # of real data alone in fold 0 only
     assert re.sub(r" \[.*?\]", "", line) == "| 100 | 30.0, +20.0 | 69.8, -20.0 | 55.0, +47.0 | 44.8, -47.0 |"
-    assert "| 5,000 | 10.0 | 89.8 | 8.0 | 91.8 |" in text and "| real | 5 |" in text
-    assert "(real: 1 rows, folds and seeds [(0, 0)]; far: 2 rows, folds and seeds [(0, 0), (1, 0)]); beside" in text
+    assert "| 5,000 | 15.0 | 84.8 | 8.8 | 91.1 |" in text and "| real | 5 |" in text  # all rows, here and there
     assert (path / "steps.png").stat().st_size > 5000
-    each = [line.split("|")[1:4] for line in text.split("each arm with")[1].split("\n\n")[1].splitlines()]
-    assert [c.strip() for c in each[0]] == ["far pairs with, against real with", "100 steps", "5,000 steps"]
-    assert [c.split(" [")[0].strip() for c in each[2]] == ["100 steps", "-10.0", "+40.0"]  # fold 0: 20 - 30; 55 - 15
-    assert [c.split(" [")[0].strip() for c in each[3]] == ["5,000 steps", "-22.0", "-6.3"]  # 8 - 30; 8.75 - 15
+    each = [line.split("|")[1:4] for line in text.split("Each with steps of its own")[1].split("\n\n")[1].splitlines()]
+    assert [c.strip() for c in each[0]] == ["arm, steps; against real with", "100 steps", "5,000 steps"]
+    assert [c.split(" [")[0].strip() for c in each[2]] == ["far, 100", "-10.0", "+40.0"]  # fold 0: 20 - 30; 55 - 15
+    assert [c.split(" [")[0].strip() for c in each[3]] == ["far, 5,000", "-22.0", "-6.3"]  # 8 - 30; 8.75 - 15
     gap = longer - kept[0, 0, "real"][0]
     found = [x for x in csv.DictReader(open(path / "results.csv", newline="")) if x["what"] == "difference"]
     ours = next(x for x in found if (x["arm"], x["against"], x["metric"]) == ("real@100", "real", "eer"))
@@ -219,7 +228,7 @@ def test_arms_without_a_row_in_common_with_real(tmp_path):
     succeed(tables, tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert "| real + close pairs | 1 | 10.0 |  |  |" in text and "nan" not in text
-    assert "No arm has a fold and seed with all" in text
+    assert "| 100 | 10.0 |" in text and "against real with" not in text
 
 
 def test_hours_are_told_by_stage(folder):
@@ -358,3 +367,18 @@ def test_folds_of_unlike_spread_have_welchs_degrees_of_freedom():
     assert tables.seeds_alone([x, y]) == pytest.approx([twice.low / 2, twice.high / 2])
     assert tables.seeds_alone([x, y[:2]]) is None
     assert tables.seeds_alone([np.full(3, 0.5)]) == pytest.approx((0.5, 0.5))
+
+
+def test_the_orders_of_all_sets_are_drawn_with_their_own_steps(tmp_path, fails):
+    head = ",".join(tables.FIELDS)
+    for name in orders.SETS:
+        (tmp_path / name).mkdir()
+        lines = ["difference,far,real,20,,,miss,9,,9,9,3", "difference,far,real,20,,,eer,-0.01,,-0.02,0.01,3"]
+        lines += ["difference,far,real,10,,,eer,0.5,,0.4,0.6,3", "difference,far,close,20,,,eer,-0.03,,-0.04,-0.02,3"]
+        (tmp_path / name / "results.csv").write_text("\n".join([head, *lines]) + "\n")
+    gaps = orders.read_gaps(tmp_path / "lfw")
+    assert gaps == {("far", "real"): (-0.01, -0.02, 0.01), ("far", "close"): (-0.03, -0.04, -0.02)}
+    succeed(orders, "--folder", tmp_path)
+    assert (tmp_path / "orders.png").stat().st_size > 5000
+    (tmp_path / "orl/results.csv").unlink()
+    fails(orders.main, ["--folder", str(tmp_path)], "results.csv is missing")
