@@ -115,8 +115,9 @@ def mixed_denoiser(model: UNet, schedule: Schedule, predict: str, y: torch.Tenso
     to 1, mixing x0, eps, v or the scores is the same thing, since x0 = (x_t + s^2 score) / a is affine in the score;
     for others (--nonconvex) it is not, and x0 is mixed. Guidance: x0_null + g (x0_mixed - x0_null). The clip, not
     linear, comes after the mix. Outside `window`, noise levels (low, high) of s/a, the first class stands alone.
+    mix = "condition" is AugGen's: one evaluation under the weighted sum of the class embeddings (Rahimi et al. 2025).
     The closure takes x_t (B, C, H, W) float32 and times t (B,), long but for heun, and gives x0 of x_t's shape, within
-    [-1, 1] if `clip`. mix = "condition" is AugGen's: one evaluation under the weighted sum of the class embeddings (Rahimi et al. 2025).
+    [-1, 1] if `clip`.
     """
     lam = torch.as_tensor(weights, dtype=torch.float32, device=y.device).expand(y.shape)  # (B, M)
     null = torch.full_like(y[:, :1], model.num_classes)

@@ -203,8 +203,8 @@ def write_json(path: Path, value) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 def load_model(path, kind: str) -> dict:
-    """The dict in a model.pt (or a run directory's) of this `kind`, and its path; on the CPU, no code executed. StageError
-    where it is missing, damaged, of another kind or not finite."""
+    """The dict in a model.pt (or a run directory's) of this `kind`, and its path; on the CPU, no code executed.
+    StageError where it is missing, damaged, of another kind or not finite."""
     path = Path(path) / "model.pt" if Path(path).is_dir() else Path(path)
     try:
         model = torch.load(path, map_location="cpu", weights_only=True)
