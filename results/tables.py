@@ -530,9 +530,9 @@ def draw_steps(path: Path, rows: dict, own: int) -> None:
     left.set_title("mean of the rows with all steps; faint: every row", fontsize=10)
     figure.legend(loc="outside upper center", ncols=len(arms) if len(arms) < 4 else 3)
     right.axhline(0, color="gray", lw=1)
-    dotted = f" (dotted: with {lowest:,}, its lowest)" if lowest else ""
+    dotted = f" (dotted: {lowest:,}, its lowest)" if lowest else ""
     right.set(ylabel="points of EER")
-    right.set_title(f"against real with as many{dotted}", fontsize=10)
+    right.set_title(f"against real, as many steps{dotted}", fontsize=10)
     for axis in (left, right):
         axis.set(xscale="log", xlabel="steps of the recogniser", xlim=(ticks[0] * 0.9, ticks[-1] / 0.9), xticks=ticks,
                  xticklabels=[f"{n:,}" for n in ticks])

@@ -381,7 +381,9 @@ def test_the_readme_quotes_the_committed_tables():
     """READMEs quote each table.md: EER of every arm of any set, the best steps, every order of the paper, hours."""
     section = (ROOT / "README.md").read_text().split("## Does it help?")[1].split("\n## ")[0]
     (sets, eer), (_, best) = tables_of(section)
-    (head, orders), (_, curve), (_, costs) = tables_of((ROOT / "results/README.md").read_text())
+    (head, orders), (_, fewer), (_, curve), (_, faces), (_, costs) = tables_of(
+        (ROOT / "results/README.md").read_text()
+    )
     quoted = set()
     for i, folder in enumerate(("omniglot-5", "omniglot", "lfw", "orl")):
         text = (ROOT / "results" / folder / "table.md").read_text()
@@ -395,11 +397,13 @@ def test_the_readme_quotes_the_committed_tables():
         for j in (0, 2):  # the gap and the verdict by each metric
             row = [" ".join(told[order][j : j + 2]).strip() for order in head[1:]]
             assert orders.pop(f"{name}: {claims[j + 1].removeprefix('points of ')}") == row, folder
+        ours = arms["real + far pairs (ScoreMix)"]
+        assert main[4] == main[7] == "fewer errors" and fewer.pop(name) == [ours[3], ours[6]], folder
         if folder != "orl":
             hours = next(lines for head_of, lines in tables_of(text) if head_of[:3] == ["stage", "runs", "hours a run"])
             stages = ("train_recognizer", "train_diffusion", "mine_pairs", "sample_scoremix")
             assert {k: v[i] for k, v in costs.items()} == {f"`{k}.py`": hours[k][1] for k in stages}, folder
-    assert quoted == set(eer) and not orders
+    assert quoted == set(eer) and not orders and not fewer
     for name, cells in best.items():
         folder = ROOT / "results" / {"LFW": "lfw"}.get(name, "omniglot-5")
         with open(folder / "results.csv", newline="") as file:
@@ -412,11 +416,17 @@ def test_the_readme_quotes_the_committed_tables():
                 if title[0] == "arm, steps; against real with"]
         told = [lines[f"far, {steps[1][1]}"][title.index(f"{steps[0][1]} steps") - 1] for title, lines in each]
         assert told == cells[3:], name  # by EER, 1 - TAR at 1e-2 and the rank-1 rate
-    found = tables_of((ROOT / "results/omniglot-5/table.md").read_text())
+    for folder, quoted in (("omniglot-5", curve), ("lfw", faces)):
+        found = tables_of((ROOT / "results" / folder / "table.md").read_text())
+        title, steps = next(x for x in found if x[0][0] == "steps of the recogniser")
+        assert [c.split(":")[0] for c in title[1:4:2]] == ["real", "real + far pairs (ScoreMix)"]
+        title, each = next(x for x in found if x[0][0] == "arm, steps; against real with")
+        gaps = {far: dict(zip(title[1:], cells)) for far, cells in each.items()}
+        for n, cells in quoted.items():
+            known = [c.split(",")[0] or "not run" for c in (steps[n][0], steps[n][2])]
+            assert cells[-3:] == [*known, gaps.get(f"far, {n}", {}).get(f"{n} steps", "")], n
+    found = tables_of((ROOT / "results/lfw/validation/steps/table.md").read_text())
     steps = next(lines for title, lines in found if title[0] == "steps of the recogniser")
-    title, each = next(x for x in found if x[0][0] == "arm, steps; against real with")
-    gaps = {far: dict(zip(title[1:], cells)) for far, cells in each.items()}
-    for n, cells in curve.items():
-        known = [c.split(",")[0] or "not run" for c in (steps[n][0], steps[n][2])]
-        gap = gaps.get(f"far, {n}", {}).get(f"{n} steps", "")
-        assert cells == [*known, gap], n
+    assert {n: cells[:2] for n, cells in faces.items()} == {
+        n: [c.split(",")[0] or "not run" for c in (cells[0], cells[2])] for n, cells in steps.items()
+    }
