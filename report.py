@@ -1,5 +1,5 @@
 """How evaluate.py shows its findings: intervals and differences of the draws, the Markdown table, the CSV, the figures.
-No metric is made here."""
+No metric of pairs is made here."""
 
 import csv
 import io
@@ -55,7 +55,7 @@ def names_of(models: list[str]) -> list[str]:
 
 
 def describe(test, how: str, args, tie: float) -> str:
-    """The protocol of a TestSet in words; how: the embeddings were made."""
+    """The protocol of a TestSet in words; how: in words, how the embeddings were made."""
     parts = [test.protocol, "cosine", how]
     if test.kind == "templates":
         parts.append("pooled with their norms" if args.keep_norm else "pooled at length 1")

@@ -30,7 +30,7 @@ from PIL import Image
 
 import stage
 from train_diffusion import Schedule, UNet, load_generator, save_grid, to_uint8, to_x0
-from training import accelerate, add_speed_flags, fill_defaults, flops_of
+from training import accelerate, add_speed_flags, agree, fill_defaults, flops_of
 
 SOLVERS = ["ddim", "ddpm", "heun", "dpm++"]
 SMALL, LARGE = dict(per_class=5, steps=8), dict(per_class=15, steps=50)  # defaults by the generator's size
@@ -347,10 +347,9 @@ def is_complete(path: Path) -> bool:
 def load_guide(path, saved: dict, device) -> tuple[UNet, dict]:
     """The weaker generator of autoguidance; it must know the same classes and draw images of the same shape."""
     weak, guide = load_generator(path, device)
-    for name, here, there in (("classes", saved["classes"], guide["classes"]), *(
-            (k, saved["config"][k], guide["config"][k]) for k in ("size", "channels"))):
-        if here != there:
-            raise stage.StageError(f"--guide {path} has other {name} than the generator; train both on the same data")
+    if guide["classes"] != saved["classes"]:
+        raise stage.StageError(f"--guide {path} has other classes than the generator; train both on the same data")
+    agree(f"--guide {path}", guide["config"], saved["config"])
     return weak, guide
 
 
@@ -402,8 +401,8 @@ def run(args) -> None:
     weights = args.weights or [1 / order] * order
     if len(weights) != order:
         raise stage.StageError(f"--weights has {len(weights)} numbers for mixes of {order} classes")
-    if len(set(weights)) == 1 and not args.window and len(set(map(frozenset, mixes))) < len(mixes):
-        raise stage.StageError(f"{args.pairs} has a mix in two orders, which with equal weights are one class under "
+    if not args.window and len({frozenset(zip(mix, weights)) for mix in mixes}) < len(mixes):
+        raise stage.StageError(f"{args.pairs} has a mix in two orders, which with these weights are one class under "
                                "two names; leave one of them")
     mixes = mixes[part - 1::parts]
     if args.mix == "score" and not args.nonconvex and not convex(weights):

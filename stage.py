@@ -56,6 +56,10 @@ def interrupt(number: int, frame=None) -> None:
     if not patient or time.monotonic() - min(signals.values()) > 1:  # a launcher may pass one request on twice
         raise KeyboardInterrupt
 
+def memory_is_full(error: Exception) -> bool:
+    """Whether an error says that a device's or the main memory is full; torch has a name for the former alone."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
 def command(body):
     """Turn `body(argv)` into `main(argv=None) -> int`: 0, or one line on stderr and 2 (128 + n for signal n)."""
     @functools.wraps(body)
@@ -66,15 +70,17 @@ def command(body):
         before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM) if here}
         try:
             torch.set_flush_denormal(True)  # denormals slow a CPU down several times and carry nothing here
-            torch.set_float32_matmul_precision("highest")  # whatever the environment says: mining is exact in float32
+            torch.set_float32_matmul_precision("highest")  # of products, whatever the environment says: mining is exact
             warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
             body(argv)
             return 0
         except KeyboardInterrupt:
             message, code = "interrupted; the same command goes on, or starts again", 128 + next(iter(signals), 2)
-        except (torch.OutOfMemoryError, MemoryError):
-            message, code = ("out of memory; lower --micro-batch or --batch where there is one, in a new --out, "
-                             "or take --device cpu"), 2
+        except (RuntimeError, MemoryError) as error:
+            if not memory_is_full(error):
+                raise
+            message, code = "out of memory; lower --micro-batch or --batch where there is one, in a new --out", 2
+            message += ", or take --device cpu" * isinstance(error, torch.OutOfMemoryError)
         except (StageError, OSError, UnicodeError) as error:
             message, code = str(error), 2
         finally:
@@ -228,9 +234,9 @@ def whole(path):
     """Turn what a damaged file, or another version's, provokes in the body into the one line that names it."""
     try:
         yield
-    except torch.OutOfMemoryError:  # a RuntimeError, of a device that is too full for a whole file
-        raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if memory_is_full(error):
+            raise
         told = str(error)[:80] or type(error).__name__
         raise StageError(f"{path} is damaged, or of another version ({told}); make it again") from None
 

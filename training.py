@@ -131,7 +131,7 @@ def distribute(network: nn.Module, device) -> nn.Module:
     if stage.world == 1:
         return network
     if device.type == "cuda":
-        if device.index != stage.gpu:
+        if stage.neighbours > 1 and device.index != stage.gpu:
             raise stage.StageError("under torchrun every process has a GPU of its own; leave --device out")
         torch.cuda.set_device(device)
     torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -208,7 +208,8 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
     parts: name -> object with state_dict and load_state_dict; export(): content of model.pt, written at the end;
     order(i): the images of step i (default: batch_indices); cost: amounts a step. Goes on from last.pt, which is
     written every --save-every steps and at a signal: on a CPU the result is the same to the bit, and so is log.jsonl.
-    Raises StageError where a mean or a weight is not finite, KeyboardInterrupt after a signal, when it has saved.
+    Raises StageError where a mean or a weight is not finite, KeyboardInterrupt at a signal: the first
+    when it has saved, another a second later at once.
     """
     def batch(i):
         index = share(order(i) if order else batch_indices(i, len(data.paths), args.batch, args.seed))

@@ -22,7 +22,7 @@ ORDERS = {"ScoreMix - real": ("far", "real"), "far - random pairs": ("far", "ran
 
 
 def read_gaps(folder: Path) -> dict:
-    """(arm, against) -> (value, low, high) of EER, fractions; of equal names the first, which have the set's own steps.
+    """(arm, against) -> (value, low, high) of EER, fractions, with the set's own steps, those of the first mean.
 
     Raises StageError where results.csv is missing.
     """
@@ -30,10 +30,11 @@ def read_gaps(folder: Path) -> dict:
     if not path.exists():
         raise stage.StageError(f"{path} is missing; results/tables.py {folder} writes it")
     with open(path, newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            if (line["what"], line["metric"]) == ("difference", "eer"):
-                gap = tuple(float(line[k]) for k in ("value", "low", "high"))
-                found.setdefault((line["arm"], line["against"]), gap)
+        lines = list(csv.DictReader(file))
+    own = next((x["steps"] for x in lines if x["what"] == "mean"), None)
+    for line in lines:
+        if (line["what"], line["metric"], line["steps"]) == ("difference", "eer", own):
+            found[line["arm"], line["against"]] = tuple(float(line[k]) for k in ("value", "low", "high"))
     return found
 
 
@@ -58,7 +59,7 @@ def main(argv=None):
         axis.set(title=title, xlabel="points of EER", yticks=range(len(ORDERS)), yticklabels=list(ORDERS))
         axis.margins(x=0.15)
     axes[0].invert_yaxis()
-    figure.suptitle("At equal steps, as planned. Left of zero the first is better; blue: the 95 % interval lacks zero",
+    figure.suptitle("At equal steps, as planned. Left of zero the first is better; coloured: the interval lacks zero",
                     fontsize=10)
     save_figure(figure, folder / "orders.png")
     print(f"look at {folder}/orders.png")

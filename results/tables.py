@@ -307,12 +307,14 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
             if n not in steps:
                 cells.append("")
                 continue
-            mean = numbers.add("mean by steps", pool(rows, m, steps[n])[0, 0], arm=a, steps=n, metric=m)
+            count, usual = (sum(k[2] == name for k in rows) for name in (steps[n], a))
+            mean = numbers.add("mean by steps", pool(rows, m, steps[n])[0, 0], arm=a, steps=n, metric=m, rows=count)
             gap = differ(rows, m, steps[n], a, numbers, n) if n != own else None
-            cells.append(f"{100 * mean:.1f}" + (f", {told(gap[0])}" if gap else ""))
+            few = f" ({count} of {usual} rows)" if count != usual else ""
+            cells.append(f"{100 * mean:.1f}{few}" + (f", {told(gap[0])}" if gap else ""))
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
-    note = ("Every number of steps is a training of its own, with its own schedule. Means over all rows; beside them the "
-            f"difference to {own:,} steps, on the rows of both. [Figure](steps.png).")
+    note = ("Every number of steps is a training of its own, with its own schedule. Means over all rows; beside them "
+            f"the difference to {own:,} steps, on the rows of both.")
     return "\n".join([*lines, "", note])
 
 
@@ -332,7 +334,7 @@ def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str
 
 
 def on_fewer_rows(rows: dict, numbers: Numbers, steps: int) -> list[str]:
-    """Markdown: far and random pairs against real on the rows of the arms that have fewer than far pairs, if any."""
+    """Markdown: far and random pairs against real on the rows of the arms that have a part of far pairs' alone."""
     names = {a: frozenset(k[:2] for k in rows if k[2] == a) for a in ARMS}
     sets = {}
     for arm in ARMS:
@@ -345,9 +347,9 @@ def on_fewer_rows(rows: dict, numbers: Numbers, steps: int) -> list[str]:
             gap = np.subtract(*pool(part, m, a, "real"))
             cells.append("" if np.isnan(gap[0]) else told(gap))
             if cells[-1]:
-                low, high = interval(gap)
+                count, (low, high) = sum(k[2] == a and (*k[:2], "real") in part for k in part), interval(gap)
                 numbers.add(f"difference on the rows of {arms[0]}", gap[0], arm=a, against="real", steps=steps,
-                            metric=m, low=low, high=high, rows=len(held))
+                            metric=m, low=low, high=high, rows=count)
         lines.append(f"| {', '.join(arms)} | {len(held)} | {' | '.join(cells)} |")
     return lines and ["", "On the rows of arms that have fewer, far and random pairs have, against real:", "",
                       "| arms | rows | far: EER | 1 - TAR | random: EER | 1 - TAR |", "|---" * 6 + "|", *lines]
@@ -501,12 +503,15 @@ def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> 
     save_figure(figure, path)
 
 
-def draw_steps(path: Path, rows: dict, own: int) -> None:
-    """A figure over the steps: the EER of the arms run with several, and its difference to real with as many."""
+def draw_steps(path: Path, rows: dict, own: int) -> bool:
+    """A figure over the steps: the EER of the arms run with several, and its difference to real with as many, dotted
+    to real with the steps at which it is lowest. Whether there is one: it takes rows with all steps.
+    """
     arms, real = several_steps(rows, own), named_by_steps(rows, own).get("real", {})
     if not arms:
-        return
-    lowest = min(real, key=lambda n: pool(rows, "eer", real[n])[0, 0]) if len(real) > 1 else None
+        return False
+    means = pool(rows, "eer", *real.values())[:, 0] if real else np.array([np.nan])  # on the rows with all steps
+    lowest = [*real][means.argmin()] if len(real) > 1 and not np.isnan(means).any() else None
     if own in real:  # with one number of steps it is a point, to see the others beside
         arms = {"real": ({own: "real"}, sorted(k[:2] for k in rows if k[2] == "real"))} | arms
     ticks = sorted({n for steps, _ in arms.values() for n in steps})
@@ -522,19 +527,20 @@ def draw_steps(path: Path, rows: dict, own: int) -> None:
                     if of(n) in real and arm != "real"}
             gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
             if gaps:
-                x = [n * 1.02 ** (i + 2 * j) for n in gaps]  # side by side, so that no interval hides another
+                x = [n * 1.02 ** (2 * i + j) for n in gaps]  # side by side, so that no interval hides another
                 right.plot(x, [gap[0] for gap in gaps.values()], f"C{i}{style}", mfc=("C" + str(i), "none")[j])
                 right.vlines(x, *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}",
                              ls=("-", ":")[j])
     left.set(ylabel="EER %")
-    left.set_title("mean of the rows with all steps; faint: every row", fontsize=10)
+    left.set_title("mean of the rows with all steps; faint: every row", fontsize=9)
     figure.legend(loc="outside upper center", ncols=len(arms) if len(arms) < 4 else 3)
     right.axhline(0, color="gray", lw=1)
     dotted = f" (dotted: {lowest:,}, its lowest)" if lowest else ""
     right.set(ylabel="points of EER")
-    right.set_title(f"against real, as many steps{dotted}", fontsize=10)
+    right.set_title(f"against real, as many steps{dotted}", fontsize=9)
     for axis in (left, right):
-        axis.set(xscale="log", xlabel="steps of the recogniser", xlim=(ticks[0] * 0.9, ticks[-1] / 0.9), xticks=ticks,
+        axis.set(xscale="log", xlabel="steps of the recogniser", xticks=ticks,
+                 xlim=(ticks[0] * 0.9, ticks[-1] * 1.02 ** (2 * len(arms) + 2)),
                  xticklabels=[f"{n:,}" for n in ticks])
         axis.minorticks_off()
     save_figure(figure, path)
@@ -577,15 +583,17 @@ def main(argv=None):
                       comparisons(some, numbers, int(n)), *on_fewer_rows(some, numbers, int(n))]
     if others:
         lines += ["", by_steps(rows, far, numbers, steps)]
+        if draw_steps(folder / "steps.png", rows, steps):
+            lines[-1] += " [Figure](steps.png)."
         titles = {"eer": "EER", "miss@1e-2": "1 - TAR@FAR=1e-2", "rank1": "rank-1, better above zero"}
         for metric, title in titles.items():
             if all(metric in row for row in rows.values()) and {"real", "far"} <= {*named_by_steps(rows, steps)}:
                 lines += ["", f"Each with steps of its own, on the rows of both, points of {title}:", "",
                           by_steps_of_each(rows, metric, numbers, steps)]
-        draw_steps(folder / "steps.png", rows, steps)
     logs = read_logs(folder / "rows", rows)
     lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's "
-              "rows (more images take more steps, [curve](training.png)):", "", training(logs, numbers)]
+              "rows (more images take more steps; [curve](training.png) of those with the set's own):", "",
+              training(logs, numbers)]
     draw_training(folder / "training.png", logs)
     if audits := read_reports(folder / "audit"):
         lines += ["", "What the mixed images are like, through the real recogniser (audit.py), on the mean:", "",
@@ -619,8 +627,8 @@ def main(argv=None):
     out.writeheader()
     lines = [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in numbers]
     out.writerows(line for i, line in enumerate(lines) if line not in lines[:i])  # tables may share a number
-    stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue(), newline=""))
-    print((folder / "table.md").read_text() + f"wrote {folder}/table.md and results.csv"
+    stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue(), encoding="utf-8", newline=""))
+    print((folder / "table.md").read_text("utf-8") + f"wrote {folder}/table.md and results.csv"
           + (f"; look at {folder}/gain.png" if compared else ""))
 
 

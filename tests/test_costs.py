@@ -24,7 +24,8 @@ def runs(tmp_path):
     ledger(tmp_path / "runs/mixed", "sample_scoremix", seconds=72.0, **amounts)
     ledger(tmp_path / "runs/generator", "train_diffusion", seconds=3600.0, **amounts | {"flops": 1e15})
     ledger(tmp_path / "runs/data", "prepare_data", seconds=1.0, images=9)
-    mining = {"seconds": 36.0, "device": "cpu", "images": 3, "network_evaluations": 6, "flops": 60}
+    mining = {"seconds": 36.0, "device": f"{os.uname().machine} CPU"}
+    mining |= {"images": 3, "network_evaluations": 6, "flops": 60}
     (tmp_path / "runs/pairs.json").write_text(json.dumps({"arguments": {}, "cost": mining}))
     (tmp_path / "runs/notes.txt").write_text("not a run")
     return tmp_path / "runs"

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import math
+import os
 import shutil
 from collections import Counter
 
@@ -247,6 +248,7 @@ def test_the_file_agrees_with_embeddings_computed_here(recognizer, faces, tmp_pa
     assert [(r["class_1"], r["class_2"]) for r in rows] == [(a, b) for _, a, b in expected]
     assert np.allclose([float(r["distance"]) for r in rows], [d for d, _, _ in expected], atol=1e-4)
     info = json.loads(out.with_suffix(".json").read_text())
+    assert info["cost"]["device"] == f"{os.uname().machine} CPU" and info["cost"]["peak_memory_bytes"] > 1e7
     apart = [d for d, _, _ in expected]
     assert info["count"] == 10 and info["distances"]["mean"] == pytest.approx(np.mean(apart), abs=1e-4)
     assert info["distances"]["std"] == pytest.approx(np.std(apart), abs=1e-4)

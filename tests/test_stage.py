@@ -259,6 +259,23 @@ def test_every_bad_end_is_one_line_and_a_code(capsys):
     )
     assert ends(KeyboardInterrupt())[0] == 130
     code, line = ends(torch.OutOfMemoryError("CUDA out of memory"))
-    assert code == 2 and "--batch" in line
+    assert code == 2 and "--batch" in line and "--device cpu" in line
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried ...")):
+        code, line = ends(error)
+        assert code == 2 and "out of memory" in line and "--device" not in line
+    with pytest.raises(RuntimeError, match="another fault"):
+        ends(RuntimeError("another fault"))
     with pytest.raises(ZeroDivisionError):  # a fault of the program is not dressed up as bad input
         ends(ZeroDivisionError())
+
+
+def test_products_are_in_float32_whatever_the_environment_says():
+    """TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which some containers set, makes the default "high"."""
+    torch.set_float32_matmul_precision("high")
+    assert stage.command(lambda argv: None)() == 0
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_main_memory_that_is_full_does_not_make_a_file_damaged():
+    with pytest.raises(RuntimeError, match="can't allocate memory"), stage.whole("last.pt"):
+        torch.empty(10**15)

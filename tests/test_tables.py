@@ -193,7 +193,10 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     succeed(tables, path)
     text = (path / "table.md").read_text()
     line = next(x for x in text.splitlines() if x.startswith("| 100 |"))  # of real data alone in fold 0 only
-    assert re.sub(r" \[.*?\]", "", line) == "| 100 | 30.0, +20.0 | 69.8, -20.0 | 55.0, +47.0 | 44.8, -47.0 |"
+    assert re.sub(r" \[.*?\]", "", line) == (
+        "| 100 | 30.0 (1 of 5 rows), +20.0 | 69.8 (1 of 5 rows), -20.0 "
+        "| 55.0 (2 of 5 rows), +47.0 | 44.8 (2 of 5 rows), -47.0 |"
+    )
     assert "| 5,000 | 15.0 | 84.8 | 8.8 | 91.1 |" in text and "| real | 5 |" in text  # all rows, here and there
     assert (path / "steps.png").stat().st_size > 5000
     each = [line.split("|")[1:4] for line in text.split("Each with steps of its own")[1].split("\n\n")[1].splitlines()]
@@ -212,7 +215,7 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     write_row(path / "rows", "0-0-close@200", rng, 0.2)
     succeed(tables, path)
     line = next(x for x in (path / "table.md").read_text().splitlines() if x.startswith("| 200 |"))
-    assert re.sub(r" \[.*?\]", "", line).startswith("| 200 |  |  |  |  | 20.0, ")  # the others were not run with 200
+    assert re.sub(r" \[.*?\]", "", line).startswith("| 200 |  |  |  |  | 20.0 (1 of 4 rows), ")  # the others were not run with 200
     text = (path / "table.md").read_text().split("With 100 steps of the recogniser:")[1]
     assert "| real | 1 | 30.0 |" in text and "| real + close pairs | 1 | 40.0 | +10.0" in text
     for arm in ("real@100", "close@100", "close@200"):
@@ -229,6 +232,7 @@ def test_arms_without_a_row_in_common_with_real(tmp_path):
     text = (tmp_path / "table.md").read_text()
     assert "| real + close pairs | 1 | 10.0 |  |  |" in text and "nan" not in text
     assert "| 100 | 10.0 |" in text and "against real with" not in text
+    assert "steps.png" not in text and not (tmp_path / "steps.png").exists()  # no row has all steps
 
 
 def test_hours_are_told_by_stage(folder):
@@ -374,7 +378,8 @@ def test_the_orders_of_all_sets_are_drawn_with_their_own_steps(tmp_path, fails):
     for name in orders.SETS:
         (tmp_path / name).mkdir()
         lines = ["difference,far,real,20,,,miss,9,,9,9,3", "difference,far,real,20,,,eer,-0.01,,-0.02,0.01,3"]
-        lines += ["difference,far,real,10,,,eer,0.5,,0.4,0.6,3", "difference,far,close,20,,,eer,-0.03,,-0.04,-0.02,3"]
+        lines += ["mean,real,,20,,,eer,0.1,,,,3", "difference,far,real,10,,,eer,0.5,,0.4,0.6,3"]
+        lines += ["difference,far,close,20,,,eer,-0.03,,-0.04,-0.02,3", "difference,far,random,10,,,eer,0,,0,0,3"]
         (tmp_path / name / "results.csv").write_text("\n".join([head, *lines]) + "\n")
     gaps = orders.read_gaps(tmp_path / "lfw")
     assert gaps == {("far", "real"): (-0.01, -0.02, 0.01), ("far", "close"): (-0.03, -0.04, -0.02)}
