@@ -11,7 +11,6 @@ hours of --images mixed images are ESTIMATED: the evaluations of a recipe, at a 
 """
 
 import json
-import os
 import statistics
 import sys
 import time
@@ -125,7 +124,7 @@ def run(args) -> None:
     if (out.dir / "costs.json").exists():
         print((out.dir / "table.md").read_text("utf-8") + f"already reported: {out.dir}")
         return
-    here = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{os.uname().machine} CPU"
+    here = stage.used(device)["device"]
     precisions = {r["arguments"].get("precision", "fp32") for r in runs}
     rates = {p: matrix_rate(device, torch.bfloat16 if p == "bf16" else torch.float32) for p in sorted(precisions)}
     rows = []

@@ -284,11 +284,8 @@ def named_by_steps(rows: dict, own: int) -> dict:
 
 
 def several_steps(rows: dict, own: int) -> dict:
-    """Arm -> (its names by steps, the folds and seeds that have all), of the arms with other steps beside their own."""
-    every = sorted({k[:2] for k in rows})
-    found = {a: (names, [k for k in every if all((*k, name) in rows for name in names.values())])
-             for a, names in named_by_steps(rows, own).items() if len(names) > 1 and own in names}
-    return {a: (names, common) for a, (names, common) in found.items() if common}
+    """Arm -> its names by steps, of the arms that were run with other steps beside their own."""
+    return {a: names for a, names in named_by_steps(rows, own).items() if len(names) > 1 and own in names}
 
 
 def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
@@ -296,7 +293,7 @@ def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
 
     Beside them the difference to the same arm with the set's own steps, on the rows of both.
     """
-    arms = {a: names for a, names in named_by_steps(rows, own).items() if len(names) > 1 and own in names}
+    arms = several_steps(rows, own)
     if not arms:
         return "No arm has both its own number of steps and another yet."
     lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
@@ -344,12 +341,10 @@ def on_fewer_rows(rows: dict, numbers: Numbers, steps: int) -> list[str]:
     for held, arms in sets.items():
         part, cells = {k: v for k, v in rows.items() if k[:2] in held}, []
         for a, m in ((a, m) for a in ("far", "random") for m in ("eer", "miss")):
-            gap = np.subtract(*pool(part, m, a, "real"))
-            cells.append("" if np.isnan(gap[0]) else told(gap))
-            if cells[-1]:
-                count, (low, high) = sum(k[2] == a and (*k[:2], "real") in part for k in part), interval(gap)
-                numbers.add(f"difference on the rows of {arms[0]}", gap[0], arm=a, against="real", steps=steps,
-                            metric=m, low=low, high=high, rows=count)
+            found = differ(part, m, a, "real", added := Numbers(), steps)
+            cells.append(told(found[0]) if found else "")
+            numbers += [x | {"what": f"difference on the rows of {arms[0]}"} for x in added
+                        if x["what"] == "difference"]
         lines.append(f"| {', '.join(arms)} | {len(held)} | {' | '.join(cells)} |")
     return lines and ["", "On the rows of arms that have fewer, far and random pairs have, against real:", "",
                       "| arms | rows | far: EER | 1 - TAR | random: EER | 1 - TAR |", "|---" * 6 + "|", *lines]
@@ -507,7 +502,9 @@ def draw_steps(path: Path, rows: dict, own: int) -> bool:
     """A figure over the steps: the EER of the arms run with several, and its difference to real with as many, dotted
     to real with the steps at which it is lowest. Whether there is one: it takes rows with all steps.
     """
-    arms, real = several_steps(rows, own), named_by_steps(rows, own).get("real", {})
+    every, real = sorted({k[:2] for k in rows}), named_by_steps(rows, own).get("real", {})
+    arms = {a: (names, common) for a, names in several_steps(rows, own).items()
+            if (common := [k for k in every if all((*k, name) in rows for name in names.values())])}
     if not arms:
         return False
     means = pool(rows, "eer", *real.values())[:, 0] if real else np.array([np.nan])  # on the rows with all steps
@@ -519,7 +516,7 @@ def draw_steps(path: Path, rows: dict, own: int) -> bool:
     for i, (arm, (steps, common)) in enumerate(arms.items()):
         left.plot([*steps], [100 * np.mean([rows[*k, name]["eer"][0] for k in common]) for name in steps.values()],
                   f"C{i}s-", label=ARMS[arm])
-        for key in {k[:2] for k in rows}:  # a faint line a row, from which one may be missing
+        for key in every:  # a faint line a row, from which one may be missing
             x = [n for n, name in steps.items() if (*key, name) in rows]
             left.plot(x, [100 * rows[*key, steps[n]]["eer"][0] for n in x], f"C{i}.-", alpha=0.3, lw=0.7)
         for j, (style, of) in enumerate((("s-", lambda n: n), ("s:", lambda n: lowest))):
@@ -528,7 +525,7 @@ def draw_steps(path: Path, rows: dict, own: int) -> bool:
             gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
             if gaps:
                 x = [n * 1.02 ** (2 * i + j) for n in gaps]  # side by side, so that no interval hides another
-                right.plot(x, [gap[0] for gap in gaps.values()], f"C{i}{style}", mfc=("C" + str(i), "none")[j])
+                right.plot(x, [gap[0] for gap in gaps.values()], f"C{i}{style}", mfc=(f"C{i}", "none")[j])
                 right.vlines(x, *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}",
                              ls=("-", ":")[j])
     left.set(ylabel="EER %")
@@ -627,7 +624,7 @@ def main(argv=None):
     out.writeheader()
     lines = [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in numbers]
     out.writerows(line for i, line in enumerate(lines) if line not in lines[:i])  # tables may share a number
-    stage.write_atomic(folder / "results.csv", lambda p: p.write_text(text.getvalue(), encoding="utf-8", newline=""))
+    stage.write_text(folder / "results.csv", text.getvalue())
     print((folder / "table.md").read_text("utf-8") + f"wrote {folder}/table.md and results.csv"
           + (f"; look at {folder}/gain.png" if compared else ""))
 
