@@ -1,9 +1,8 @@
-"""Pool the rows of a results folder.
+"""Pool the rows of a results folder, and write its table, numbers and figures.
 
     python results/tables.py results/orl
 
-Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draws.npz of evaluate.py, of one recogniser;
-        .jsonl beside them: the log.jsonl of its training.
+Reads   FOLDER/rows/, as pooling.py says, with how rows are pooled.
         FOLDER/audit/<unit>-<arm>.json, FOLDER/pairs/<unit>-<arm>.json: what audit.py says of the arm's images and
         mine_pairs.py of its pairs, where there are any; a unit is a fold, or a seed that has its own generator.
         FOLDER/alignment/<unit>.json: what alignment.py says of the unit's generator and mining recogniser, likewise.
@@ -12,12 +11,7 @@ Reads   FOLDER/rows/<fold>-<seed>-<arm>.json and .npz: the results.json and draw
         FOLDER/settings, which results/arms.sh wrote: whether every fold or every seed has its own generator.
 Writes  FOLDER/table.md; FOLDER/results.csv, every number of it and of every row (shares as fractions); FOLDER/gain.png;
         training.png, whether the steps were enough for every arm; distance.png, amount.png and steps.png where arms
-        differ by that. An arm called far@2500 is `far` with 2,500 steps of the recogniser instead of the set's own; a
-        number of steps with two arms or more gets its own table.
-
-Arms are compared on the folds and seeds that both have. The 95 % intervals resample identities and the seeds of the
-retraining: within a fold the draws of evaluate.py, which all its rows share, each with the seeds drawn anew, the same
-for both arms; then the mean over the folds, whose draws are shuffled, since one seed made them all.
+        differ by that. A number of steps with two arms or more gets its own table.
 """
 
 import csv
@@ -28,38 +22,16 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import stage  # noqa: E402
 from alignment import TITLES as MEASURES  # noqa: E402
 from audit import TITLES  # noqa: E402
 from costs import ORDER  # noqa: E402
-from evaluate import measurable  # noqa: E402
-from report import pyplot, save_figure  # noqa: E402
-
-ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + random pairs",
-        "close": "real + close pairs", "reproduction": "real + reproductions",
-        "auggen": "real + AugGen (random pairs, condition mix)",
-        "auggen-double": "real + AugGen, more images (ScoreMix's evaluations)",
-        "larger": "real, backbone of twice the depth", "mixup": "real with mixup",
-        "condition-far": "real + pairs far in the condition space",
-        "condition-close": "real + pairs close in the condition space",
-        "triplet": "real + far triplets", "half": "real + half as many far pairs",
-        "double": "real + twice as many far pairs", "quadruple": "real + four times as many far pairs",
-        "backbone": "real + far pairs, mined by the deeper backbone",
-        "remined": "real + far pairs, mined by the recogniser of real + far pairs",
-        "continued": "real + far pairs, continued from the recogniser that mined (its steps come on top)",
-        "dirichlet": "real + far pairs, weights from Dirichlet(2)",
-        "window": "real + far pairs, mixed at noise levels above 0.5 alone",
-        "unstarted": "real + far pairs, sampled from noise alone, guidance 2",
-        "autoguided": "real + far pairs, autoguidance 1.5",
-        "frozen": "real + far pairs, generator with frozen conditions",
-        "aligned": "real + far pairs, generator with alignment loss",
-        "ddpm8": "real + far pairs, DDPM with 8 steps", "ddpm25": "real + far pairs, DDPM with 25 steps",
-        "dpm6": "real + far pairs, DPM-Solver++ with 6 steps",
-        "heun32": "real + far pairs, Heun with 32 steps"}  # in the order of the table
+from figures import draw_against, draw_gain, draw_steps, draw_training  # noqa: E402
+from pooling import ARMS, FEWEST, Numbers, differ, fars, interval, named_by_steps  # noqa: E402
+from pooling import pool, read_logs, read_rows, seeds_alone, several_steps, with_steps  # noqa: E402
 
 MAIN, PLANNED = list(ARMS)[:5], 5  # the arms that every fold and seed should have, and how many seeds (plan.md)
 CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"),
@@ -71,96 +43,14 @@ PAIRS = [("far", "random"), ("random", "close"), ("random", "auggen"), ("far", "
          ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"), ("ddpm8", "far"),
          ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"), ("double", "far"), ("quadruple", "far"),
          ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
-FEWEST = 3  # seeds a fold for a verdict, or for an interval of seeds alone
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "rows"]
-
-
-class Numbers(list):
-    """The lines of results.csv, fractions: every number that a table shows was put here."""
-
-    def add(self, what: str, value: float, **fields) -> float:
-        self.append({"what": what, "value": value} | fields)
-        return value
-
-
-def read_rows(folder: Path) -> tuple[dict, str, int]:
-    """(fold, seed, arm) -> {metric: [value, draw 1, draw 2, ...]} of every row; the FAR of the report, like 1e-2; the
-    steps of the arms that do not say theirs.
-
-    The metrics, all fractions: eer, miss (1 - TAR at that FAR), auc, rank1, and 1 - TAR at each FAR, as miss@1e-1.
-    """
-    rows, fars, steps = {}, set(), {}
-    for path in sorted(folder.glob("*.json")):
-        if not (name := re.fullmatch(r"(\d+)-(\d+)-(.+)", path.stem)):
-            raise stage.StageError(f"{path} is no row; rows are called <fold>-<seed>-<arm>.json")
-        arm, _, n = name[3].partition("@")
-        if arm not in ARMS:
-            raise stage.StageError(f"{path} is of the arm {arm}, which tables.py has no title for")
-        trained = json.loads(path.with_suffix(".jsonl").read_text().splitlines()[-1])["step"]
-        if trained != steps.setdefault(n, int(n or trained)):
-            raise stage.StageError(f"{path} has {trained:,} steps, not {steps[n]:,} as others: rows of unlike settings")
-        entry = json.loads(path.read_text())["models"][0]
-        tars, impostors = entry["metrics"].pop("tar_at_far"), entry["counts"]["impostor"]
-        can = measurable(impostors, 10)
-        far = min(can, key=float, default=None)
-        if far is None:
-            raise stage.StageError(f"{path} has {impostors} impostor pairs, too few for a report; 100 are needed")
-        with np.load(path.with_suffix(".npz")) as file:
-            draws = dict(zip(file["metrics"].tolist(), file["draws"][0].astype(np.float64)))
-        row = {k: np.append(v["value"], draws[k]) for k, v in entry["metrics"].items()}
-        row |= {f"miss@{k}": 1 - np.append(tars[k]["value"], draws[k]) for k in can}
-        rows[int(name[1]), int(name[2]), name[3]] = row | {"miss": row[f"miss@{far}"]}
-        fars.add(far)
-    if len(fars) != 1:
-        raise stage.StageError(f"{folder} holds {'rows of unlike reports' if fars else 'no rows'}; expected one set's")
-    if "" not in steps:
-        names = ", ".join(sorted({name for *_, name in rows}))
-        raise stage.StageError(f"{folder} holds other numbers of steps alone ({names}); "
-                               "these rows stay, and are compared when there is one with the set's own")
-    return rows, fars.pop(), steps[""]
-
-
-def pool(rows: dict, metric: str, *arms: str) -> np.ndarray:
-    """(arms, 1 + draws): a metric of some arms, on the folds and seeds that all of them have; first the values.
-
-    All nan where the arms have no row in common.
-    """
-    folds, rng = [], np.random.default_rng(0)
-    for fold in sorted({f for f, _, _ in rows}):
-        seeds = sorted({s for f, s, _ in rows if all((fold, s, a) in rows for a in arms)})
-        if seeds:
-            each = np.array([[rows[fold, s, a][metric] for s in seeds] for a in arms])  # (arms, seeds, 1 + draws)
-            each[:, :, 1:] = each[:, :, 1 + rng.permutation(each.shape[2] - 1)]  # the same for all arms and seeds
-            drawn = rng.integers(len(seeds), size=each.shape[1:])
-            drawn[:, 0] = np.arange(len(seeds))  # the values themselves: every seed once
-            folds.append(np.take_along_axis(each, drawn[None], axis=1).mean(1))
-    return np.mean(folds, axis=0) if folds else np.full((len(arms), 2), np.nan)
-
-
-def interval(x: np.ndarray) -> tuple[float, float]:
-    """The 95 % interval of [value, draws]."""
-    return tuple(np.nanpercentile(x[1:], [2.5, 97.5]).tolist())
 
 
 def told(x: np.ndarray, unit: str = "") -> str:
     """A difference and its interval, as +1.2 [+0.3, +2.1], of [value, draws], in hundredths."""
     low, high = interval(x)
     return f"{100 * x[0]:+.1f}{unit} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-
-def differ(rows: dict, metric: str, a: str, b: str, numbers: Numbers, steps: int) -> list[np.ndarray] | None:
-    """[a - b, the share of b's errors that a has fewer], each [value, draws], on the rows of both; None without any."""
-    x, y = pool(rows, metric, a, b)
-    if np.isnan(x[0]):
-        return None
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw of few people may have no error
-        found = [x - y, 1 - x / y]
-    count = sum((*k[:2], b) in rows for k in rows if k[2] == a)
-    for what, v in zip(("difference", "fewer errors"), found):
-        low, high = interval(v)
-        numbers.add(what, v[0], arm=a, against=b, steps=steps, metric=metric, low=low, high=high, rows=count)
-    return found
 
 
 def table(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
@@ -184,11 +74,6 @@ def table(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
                 cells += [told(found[0]), told(found[1], " %")] if found else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def fars(rows: dict) -> list[str]:
-    """The metrics miss@FAR, from the largest FAR down to that of the report."""
-    return sorted((m for m in next(iter(rows.values())) if m.startswith("miss@")), key=lambda m: -float(m[5:]))
 
 
 def by_far(rows: dict, numbers: Numbers, steps: int) -> str:
@@ -243,20 +128,6 @@ def compare(rows: dict, a: str, b: str, numbers: Numbers, steps: int) -> list[st
             f"[{100 * alone[0]:+.1f}, {100 * alone[1]:+.1f}]" if alone else "", *cells]
 
 
-def seeds_alone(folds: list[np.ndarray]) -> tuple[float, float] | None:
-    """Student's interval of the mean of the folds' means, from the seeds of each: the same people and generators.
-
-    Welch's degrees of freedom, since folds differ in spread. None with fewer than FEWEST seeds in a fold.
-    """
-    if min(map(len, folds)) < FEWEST:
-        return None
-    errors = [v.var(ddof=1) / len(v) for v in folds]  # variances; a few seeds are too few for a bootstrap
-    freedom = sum(errors) ** 2 / max(sum(e * e / (len(v) - 1) for e, v in zip(errors, folds)), 1e-300)
-    reach = stats.t.ppf(0.975, max(freedom, 1)) * np.sqrt(sum(errors)) / len(folds)
-    gap = np.mean([v.mean() for v in folds])
-    return float(gap - reach), float(gap + reach)
-
-
 def comparisons(rows: dict, numbers: Numbers, steps: int) -> str:
     """Markdown: the arms of the paper's orders against one another, and PAIRS, in points."""
     heads = ["in points", "rows with a lower EER", "EER", "by the seeds alone",
@@ -266,26 +137,6 @@ def comparisons(rows: dict, numbers: Numbers, steps: int) -> str:
     if not any(found):
         return "No two of these arms have rows yet."
     return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in found if cells])
-
-
-def with_steps(rows: dict, steps: str) -> dict:
-    """The rows of the arms that were run with so many steps ("": the set's own), under the names of the arms."""
-    parts = {k: k[2].partition("@") for k in rows}
-    return {(*k[:2], parts[k][0]): row for k, row in rows.items() if parts[k][2] == steps}
-
-
-def named_by_steps(rows: dict, own: int) -> dict:
-    """Arm -> {steps: its name with so many}, ascending, as {"far": {100: "far@100", 5000: "far"}}."""
-    found = {}
-    for name in {name for *_, name in rows}:
-        arm, _, n = name.partition("@")
-        found.setdefault(arm, {})[int(n or own)] = name
-    return {a: dict(sorted(found[a].items())) for a in ARMS if a in found}
-
-
-def several_steps(rows: dict, own: int) -> dict:
-    """Arm -> its names by steps, of the arms that were run with other steps beside their own."""
-    return {a: names for a, names in named_by_steps(rows, own).items() if len(names) > 1 and own in names}
 
 
 def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
@@ -348,6 +199,27 @@ def on_fewer_rows(rows: dict, numbers: Numbers, steps: int) -> list[str]:
         lines.append(f"| {', '.join(arms)} | {len(held)} | {' | '.join(cells)} |")
     return lines and ["", "On the rows of arms that have fewer, far and random pairs have, against real:", "",
                       "| arms | rows | far: EER | 1 - TAR | random: EER | 1 - TAR |", "|---" * 6 + "|", *lines]
+
+
+def other_steps(folder: Path, rows: dict, far: str, numbers: Numbers, own: int) -> list[str]:
+    """Markdown: every number of steps but the set's own that has two arms, and the arms over the steps (steps.png)."""
+    others = sorted(int(n) for n in {name.partition("@")[2] for *_, name in rows} - {""})
+    lines = []
+    for n in others:
+        some = with_steps(rows, str(n))
+        if len({a for *_, a in some}) > 1:
+            lines += ["", f"With {n:,} steps of the recogniser:", "", table(some, far, numbers, n), "",
+                      comparisons(some, numbers, n), *on_fewer_rows(some, numbers, n)]
+    if others:
+        lines += ["", by_steps(rows, far, numbers, own)]
+        if draw_steps(folder / "steps.png", rows, own):
+            lines[-1] += " [Figure](steps.png)."
+        titles = {"eer": "EER", "miss@1e-2": "1 - TAR@FAR=1e-2", "rank1": "rank-1, better above zero"}
+        for metric, title in titles.items():
+            if all(metric in row for row in rows.values()) and {"real", "far"} <= {*named_by_steps(rows, own)}:
+                lines += ["", f"Each with steps of its own, on the rows of both, points of {title}:", "",
+                          by_steps_of_each(rows, metric, numbers, own)]
+    return lines
 
 
 def read_reports(folder: Path) -> dict:
@@ -413,17 +285,6 @@ def spent(folder: Path, numbers: Numbers) -> str:
     return "\n".join([*lines, f"| all | {len(runs)} | | {total:.2f} |"])
 
 
-def read_logs(folder: Path, rows: dict) -> dict:
-    """Arm -> (lines, 3): the step of every log line, the loss and the accuracy, on the mean of the arm's rows."""
-    found = {}
-    for fold, seed, arm in sorted(rows):
-        lines = [json.loads(line) for line in (folder / f"{fold}-{seed}-{arm}.jsonl").read_text().splitlines()]
-        found.setdefault(arm, []).append({x["step"]: (x["step"], x["loss"], x["accuracy"]) for x in lines})
-    return {b: np.array([np.mean([log[step] for log in found[b]], axis=0) for step in found[b][0]
-                         if all(step in log for log in found[b])])
-            for a in ARMS for b in sorted(found) if b.partition("@")[0] == a}
-
-
 def training(logs: dict, numbers: Numbers) -> str:
     """Markdown: how far the recogniser of each arm came with its training images, in its last log line."""
     lines = ["| trained on | steps | loss | accuracy % |", "|---" * 4 + "|"]
@@ -435,20 +296,6 @@ def training(logs: dict, numbers: Numbers) -> str:
     return "\n".join(lines)
 
 
-def draw_training(path: Path, logs: dict) -> None:
-    """A figure: the loss of the recogniser over its steps, a line an arm with the set's own, each point the mean of a
-    fiftieth of them."""
-    figure, axis = pyplot().subplots(figsize=(9, 4.5), layout="constrained")
-    for i, (arm, log) in enumerate((a, log) for a, log in logs.items() if "@" not in a):
-        parts = np.array_split(log, min(50, len(log)))
-        steps, losses = np.array([part[:, :2].mean(0) for part in parts]).T
-        axis.plot(steps, losses, f"C{i % 10}{'-' if i < 10 else '--'}", label=arm)
-    axis.set(yscale="log", xlabel="steps of the recogniser (the margin, and so the loss, rises over the first fifth)",
-             ylabel="training loss (ArcFace)")
-    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    save_figure(figure, path)
-
-
 def computed(folder: Path) -> str:
     """In which precision and by which version of PyTorch networks were trained, of the runs whose config is kept."""
     ways = {}
@@ -458,89 +305,6 @@ def computed(folder: Path) -> str:
         ways.setdefault(way, []).append(path.stem.partition("-")[2])
     return "; ".join(f"{way}: " + (f"all {len(names)}" if len(ways) == 1 else ", ".join(names))
                      for way, names in ways.items())
-
-
-def draw_gain(path: Path, rows: dict, far: str) -> None:
-    """A figure: the change of the errors against `real`, a point a row, coloured by fold, and the pooled interval."""
-    arms = [a for a in ARMS if a != "real" and any(a == b for _, _, b in rows)]
-    height = 0.6 + 0.3 * max(len(arms), 8)
-    titles = {"eer": "EER", "miss@1e-2": "1 - TAR@FAR=1e-2", f"miss@{far}": f"1 - TAR@FAR={far}"}
-    titles = {m: title for m, title in titles.items() if all(m in row for row in rows.values())}
-    figure, axes = pyplot().subplots(1, len(titles), figsize=(3 + 3 * len(titles), height), layout="constrained",
-                                     sharey=True)
-    for axis, (metric, title) in zip(axes, titles.items()):
-        for y, arm in enumerate(arms):
-            pairs = sorted((f, s) for f, s, a in rows if a == arm and (f, s, "real") in rows)
-            gaps = [100 * (rows[f, s, arm][metric][0] - rows[f, s, "real"][metric][0]) for f, s in pairs]
-            axis.scatter(gaps, np.linspace(y + 0.2, y + 0.5, len(gaps)), 12, [f"C{f}" for f, _ in pairs])
-            if not pairs:
-                continue
-            gap = np.subtract(*pool(rows, metric, arm, "real"))
-            axis.plot(100 * np.array(interval(gap)), [y, y], "k-", 100 * gap[:1], [y], "ks")
-        axis.axvline(0, color="gray", lw=1)
-        axis.set(title=title, xlabel="points against real; a dot: one row",
-                 yticks=range(len(arms)), yticklabels=[ARMS[a] for a in arms])
-    axes[0].invert_yaxis()
-    save_figure(figure, path)
-
-
-def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> None:
-    """A figure: the change of the errors against `real`, with intervals, over a number that each arm of places has."""
-    figure, axes = pyplot().subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, metric, title in zip(axes, ("eer", "miss"), ("EER", f"1 - TAR@FAR={far}")):
-        for arm, x in places.items():
-            gap = 100 * np.subtract(*pool(rows, metric, arm, "real"))
-            axis.plot([x, x], interval(gap), "C0-", [x], gap[:1], "C0s")
-            axis.annotate(f" {arm}", (x, gap[0]))
-        axis.margins(x=0.15)
-        axis.axhline(0, color="gray", lw=1)
-        axis.set(title=title, xlabel=label, ylabel="points against real; below: fewer errors")
-    save_figure(figure, path)
-
-
-def draw_steps(path: Path, rows: dict, own: int) -> bool:
-    """A figure over the steps: the EER of the arms run with several, and its difference to real with as many, dotted
-    to real with the steps at which it is lowest. Whether there is one: it takes rows with all steps.
-    """
-    every, real = sorted({k[:2] for k in rows}), named_by_steps(rows, own).get("real", {})
-    arms = {a: (names, common) for a, names in several_steps(rows, own).items()
-            if (common := [k for k in every if all((*k, name) in rows for name in names.values())])}
-    if not arms:
-        return False
-    means = pool(rows, "eer", *real.values())[:, 0] if real else np.array([np.nan])  # on the rows with all steps
-    lowest = [*real][means.argmin()] if len(real) > 1 and not np.isnan(means).any() else None
-    if own in real:  # with one number of steps it is a point, to see the others beside
-        arms = {"real": ({own: "real"}, sorted(k[:2] for k in rows if k[2] == "real"))} | arms
-    ticks = sorted({n for steps, _ in arms.values() for n in steps})
-    figure, (left, right) = pyplot().subplots(1, 2, figsize=(9, 4), layout="constrained")
-    for i, (arm, (steps, common)) in enumerate(arms.items()):
-        left.plot([*steps], [100 * np.mean([rows[*k, name]["eer"][0] for k in common]) for name in steps.values()],
-                  f"C{i}s-", label=ARMS[arm])
-        for key in every:  # a faint line a row, from which one may be missing
-            x = [n for n, name in steps.items() if (*key, name) in rows]
-            left.plot(x, [100 * rows[*key, steps[n]]["eer"][0] for n in x], f"C{i}.-", alpha=0.3, lw=0.7)
-        for j, (style, of) in enumerate((("s-", lambda n: n), ("s:", lambda n: lowest))):
-            gaps = {n: differ(rows, "eer", name, real[of(n)], Numbers(), n) for n, name in steps.items()
-                    if of(n) in real and arm != "real"}
-            gaps = {n: 100 * gap[0] for n, gap in gaps.items() if gap}
-            if gaps:
-                x = [n * 1.02 ** (2 * i + j) for n in gaps]  # side by side, so that no interval hides another
-                right.plot(x, [gap[0] for gap in gaps.values()], f"C{i}{style}", mfc=(f"C{i}", "none")[j])
-                right.vlines(x, *np.transpose([interval(gap) for gap in gaps.values()]), color=f"C{i}",
-                             ls=("-", ":")[j])
-    left.set(ylabel="EER %")
-    left.set_title("mean of the rows with all steps; faint: every row", fontsize=9)
-    figure.legend(loc="outside upper center", ncols=len(arms) if len(arms) < 4 else 3)
-    right.axhline(0, color="gray", lw=1)
-    dotted = f" (dotted: {lowest:,}, its lowest)" if lowest else ""
-    right.set(ylabel="points of EER")
-    right.set_title(f"against real, as many steps{dotted}", fontsize=9)
-    for axis in (left, right):
-        axis.set(xscale="log", xlabel="steps of the recogniser", xticks=ticks,
-                 xlim=(ticks[0] * 0.9, ticks[-1] * 1.02 ** (2 * len(arms) + 2)),
-                 xticklabels=[f"{n:,}" for n in ticks])
-        axis.minorticks_off()
-    save_figure(figure, path)
 
 
 @stage.command
@@ -572,21 +336,7 @@ def main(argv=None):
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
     lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
     lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []
-    others = {a.partition("@")[2] for *_, a in rows} - {""}
-    for n in sorted(others, key=int):
-        some = with_steps(rows, n)
-        if len({a for *_, a in some}) > 1:
-            lines += ["", f"With {int(n):,} steps of the recogniser:", "", table(some, far, numbers, int(n)), "",
-                      comparisons(some, numbers, int(n)), *on_fewer_rows(some, numbers, int(n))]
-    if others:
-        lines += ["", by_steps(rows, far, numbers, steps)]
-        if draw_steps(folder / "steps.png", rows, steps):
-            lines[-1] += " [Figure](steps.png)."
-        titles = {"eer": "EER", "miss@1e-2": "1 - TAR@FAR=1e-2", "rank1": "rank-1, better above zero"}
-        for metric, title in titles.items():
-            if all(metric in row for row in rows.values()) and {"real", "far"} <= {*named_by_steps(rows, steps)}:
-                lines += ["", f"Each with steps of its own, on the rows of both, points of {title}:", "",
-                          by_steps_of_each(rows, metric, numbers, steps)]
+    lines += other_steps(folder, rows, far, numbers, steps)
     logs = read_logs(folder / "rows", rows)
     lines += ["", "Were the steps enough? What the recogniser came to on its own training images, mean of an arm's "
               "rows (more images take more steps; [curve](training.png) of those with the set's own):", "",
