@@ -13,6 +13,7 @@
 #                           ARMS those of plan.md, in its order: the five main arms on five seeds, the others on three
 #   GENERATORS              fold: a generator and a mining recogniser a fold (U is the fold), for all its seeds
 #                           seed: every seed has its own (U is the seed), so the spread of the rows covers them
+#   DEVELOPMENT             why rows of this set are no evidence, for the head of its table (default: they are)
 #   VALIDATION              a name: a fifth of the training classes stands for the test classes, which are not looked
 #                           at; the rows go to results/SET/validation/NAME. For settings, given by the variables above.
 # results/SET/models/U/ holds run directories that are there already, a generator as a rule: they are copied, and not
@@ -38,7 +39,8 @@ settings="RECOGNIZER $RECOGNIZER
 GENERATOR $GENERATOR${SAMPLER:+
 SAMPLER $SAMPLER}${MIXES:+
 MIXES $MIXES}
-GENERATORS $GENERATORS"
+GENERATORS $GENERATORS${DEVELOPMENT:+
+DEVELOPMENT $DEVELOPMENT}"
 [ -e "results/$SET/settings" ] || echo "$settings" > "results/$SET/settings"
 if [ "$settings" != "$(cat "results/$SET/settings")" ]; then
   echo "run.sh: RECOGNIZER, GENERATOR, SAMPLER or MIXES are not those in results/$SET/settings, which its rows were run" \

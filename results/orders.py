@@ -1,30 +1,39 @@
-"""The orders of the paper on every set, in one figure.
+"""The orders of the paper on every set: one figure, and one table that corrects for their number.
 
     python results/orders.py
 
 Reads   results/<set>/results.csv of the four sets, which tables.py writes; --folder DIR instead of results/.
-Writes  results/orders.png: the difference in points of EER with its 95 % interval, a line a set and order.
+Writes  results/orders.png: the difference in points of EER with its 95 % interval, a line a set and order, far - random
+        pairs beside those of the paper;
+        results/orders.md, orders.csv: the orders of the paper by EER and by 1 - TAR at the report's FAR, the interval
+        from the seeds alone, and p with and without the correction of Holm (1979) for as many orders as were asked.
 """
 
 import csv
+import io
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import stage  # noqa: E402
 from report import pyplot, save_figure  # noqa: E402
+from tables import CLAIMS  # noqa: E402
 
-SETS = {"omniglot-5": "characters, 5 images", "omniglot": "characters, 20 images", "lfw": "LFW", "orl": "AT&T"}
-ORDERS = {"ScoreMix - real": ("far", "real"), "far - random pairs": ("far", "random"),
-          "far - close pairs": ("far", "close"), "ScoreMix - AugGen, equal images": ("far", "auggen"),
-          "ScoreMix - AugGen, equal evaluations": ("far", "auggen-double")}
+SETS = {"omniglot-5": "characters, 5 images", "omniglot": "characters, 20 images", "lfw": "LFW",
+        "orl": "AT&T (development)"}
+ORDERS = CLAIMS | {"far > random": ("far", "random")}
+METRICS = {"eer": "EER", "miss": "1 - TAR"}
+FIELDS = ["set", "order", "metric", "value", "low", "high", "seeds_low", "seeds_high", "p", "p_holm"]
 
 
 def read_gaps(folder: Path) -> dict:
-    """(arm, against) -> (value, low, high) of EER, fractions, with the set's own steps, those of the first mean.
+    """(arm, against, metric) -> the line of results.csv with the difference, as {"value": -0.01, "low": ..., "p": ...}.
 
-    Raises StageError where results.csv is missing.
+    With the set's own steps, those of the first mean; seeds_low, seeds_high: the interval from the seeds alone, where
+    there is one. Fractions. Raises StageError where results.csv is missing or has no mean.
     """
     path, found = folder / "results.csv", {}
     if not path.exists():
@@ -32,10 +41,61 @@ def read_gaps(folder: Path) -> dict:
     with open(path, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     own = next((x["steps"] for x in lines if x["what"] == "mean"), None)
-    for line in lines:
-        if (line["what"], line["metric"], line["steps"]) == ("difference", "eer", own):
-            found[line["arm"], line["against"]] = tuple(float(line[k]) for k in ("value", "low", "high"))
-    return found
+    if own is None:
+        raise stage.StageError(f"{path} holds no mean of an arm; run results/tables.py {folder} again")
+    for line in (x for x in lines if x["steps"] == own and x["metric"] in METRICS):
+        gap = found.setdefault((line["arm"], line["against"], line["metric"]), {})
+        if line["what"] == "difference":
+            gap |= {k: float(line[k]) for k in ("value", "low", "high", "p")}
+        elif line["what"] == "difference, seeds alone":
+            gap |= {f"seeds_{k}": float(line[k]) for k in ("low", "high")}
+    return {k: gap for k, gap in found.items() if "value" in gap}
+
+
+def holm(p: list[float]) -> list[float]:
+    """p-values with Holm's correction: one below 0.05 then holds with all of them asked at once."""
+    order = np.argsort(p, kind="stable")
+    corrected = np.minimum(1, np.maximum.accumulate(np.sort(p) * np.arange(len(p), 0, -1)))
+    return corrected[np.argsort(order)].tolist()
+
+
+def table(gaps: dict) -> tuple[str, list[dict]]:
+    """Markdown, and the lines of orders.csv: each order on each set that ran both arms, by both metrics."""
+    lines = [{"set": name, "order": order, "metric": m, **gaps[name][*arms, m]}
+             for name in SETS for order, arms in CLAIMS.items() for m in METRICS if (*arms, m) in gaps[name]]
+    for line, p in zip(lines, holm([line["p"] for line in lines])):
+        line["p_holm"] = p
+    text = ["The orders of the paper at equal steps, in points, with 95 % intervals; below zero the first is better. "
+            f"p is two-sided, from the same draws; in the last column with Holm's correction for these {len(lines)}.",
+            "", "| set | order | by | difference | by the seeds alone | p | p, Holm |", "|---" * 7 + "|"]
+    for x in lines:
+        alone = f"[{100 * x['seeds_low']:+.1f}, {100 * x['seeds_high']:+.1f}]" if "seeds_low" in x else ""
+        p = f"**{x['p_holm']:.3f}**" if x["p_holm"] < 0.05 else f"{x['p_holm']:.3f}"
+        text.append(f"| {SETS[x['set']]} | {x['order']} | {METRICS[x['metric']]} | {100 * x['value']:+.1f} "
+                    f"[{100 * x['low']:+.1f}, {100 * x['high']:+.1f}] | {alone} | {x['p']:.3f} | {p} |")
+    return "\n".join(text) + "\n", lines
+
+
+def draw(path: Path, gaps: dict) -> None:
+    """The figure, by EER."""
+    figure, axes = pyplot().subplots(1, len(SETS), figsize=(13, 3), layout="constrained", sharey=True)
+    for axis, (name, title) in zip(axes, SETS.items()):
+        axis.axvline(0, color="gray", lw=1)
+        for y, arms in enumerate(ORDERS.values()):
+            if not (gap := gaps[name].get((*arms, "eer"))):
+                axis.text(0.5, y, "not run", ha="center", va="center", color="gray",
+                          transform=axis.get_yaxis_transform())
+                continue
+            value, low, high = (100 * gap[k] for k in ("value", "low", "high"))
+            color = "C0" if high < 0 else "C3" if low > 0 else "gray"
+            axis.plot([low, high], [y, y], color=color, lw=2)
+            axis.plot(value, y, "s", color=color)
+        axis.set(title=title, xlabel="points of EER", yticks=range(len(ORDERS)), yticklabels=list(ORDERS))
+        axis.margins(x=0.15)
+    axes[0].invert_yaxis()
+    figure.suptitle("At equal steps. Left of zero the first is better; coloured: the 95 % interval lacks zero",
+                    fontsize=10)
+    save_figure(figure, path)
 
 
 @stage.command
@@ -44,25 +104,15 @@ def main(argv=None):
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="the results (default: these)")
     folder = parser.parse_args(argv).folder
     gaps = {name: read_gaps(folder / name) for name in SETS}
-    figure, axes = pyplot().subplots(1, len(SETS), figsize=(13, 2.8), layout="constrained", sharey=True)
-    for axis, (name, title) in zip(axes, SETS.items()):
-        axis.axvline(0, color="gray", lw=1)
-        for y, pair in enumerate(ORDERS.values()):
-            if pair not in gaps[name]:
-                axis.text(0.5, y, "not run", ha="center", va="center", color="gray",
-                          transform=axis.get_yaxis_transform())
-                continue
-            value, low, high = (100 * x for x in gaps[name][pair])
-            color = "C0" if high < 0 else "C3" if low > 0 else "gray"
-            axis.plot([low, high], [y, y], color=color, lw=2)
-            axis.plot(value, y, "s", color=color)
-        axis.set(title=title, xlabel="points of EER", yticks=range(len(ORDERS)), yticklabels=list(ORDERS))
-        axis.margins(x=0.15)
-    axes[0].invert_yaxis()
-    figure.suptitle("At equal steps, as planned. Left of zero the first is better; coloured: the interval lacks zero",
-                    fontsize=10)
-    save_figure(figure, folder / "orders.png")
-    print(f"look at {folder}/orders.png")
+    text, lines = table(gaps)
+    draw(folder / "orders.png", gaps)
+    stage.write_text(folder / "orders.md", text)
+    buffer = io.StringIO(newline="")
+    out = csv.DictWriter(buffer, FIELDS, restval="")
+    out.writeheader()
+    out.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
+    stage.write_text(folder / "orders.csv", buffer.getvalue())
+    print(f"{text}look at {folder}/orders.png")
 
 
 if __name__ == "__main__":

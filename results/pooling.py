@@ -68,6 +68,8 @@ def read_rows(folder: Path) -> tuple[dict, str, int]:
         trained = json.loads(path.with_suffix(".jsonl").read_text().splitlines()[-1])["step"]
         if trained != steps.setdefault(n, int(n or trained)):
             raise stage.StageError(f"{path} has {trained:,} steps, not {steps[n]:,} as others: rows of unlike settings")
+        if n and trained == steps.get(""):
+            raise stage.StageError(f"{path} has the set's own steps; call it {path.stem.partition('@')[0]}.json")
         entry = json.loads(path.read_text())["models"][0]
         tars, impostors = entry["metrics"].pop("tar_at_far"), entry["counts"]["impostor"]
         can = measurable(impostors, 10)
@@ -122,17 +124,29 @@ def interval(x: np.ndarray) -> tuple[float, float]:
     return tuple(np.nanpercentile(x[1:], [2.5, 97.5]).tolist())
 
 
+def chance(x: np.ndarray) -> float:
+    """Two-sided p of [value, draws] against zero: twice the share of draws beyond it, with one more than were drawn."""
+    draws = x[1:][np.isfinite(x[1:])]
+    return float(min(1, 2 * (1 + min((draws <= 0).sum(), (draws >= 0).sum())) / (1 + len(draws))))
+
+
 def differ(rows: dict, metric: str, a: str, b: str, numbers: Numbers, steps: int) -> list[np.ndarray] | None:
-    """[a - b, the share of b's errors that a has fewer], each [value, draws], on the rows of both; None without any."""
+    """[a - b, the share of b's errors that a has fewer], each [value, draws], on the rows of both; None without any.
+
+    Of a rank-1 rate, which counts no errors, the first alone.
+    """
     x, y = pool(rows, metric, a, b)
     if np.isnan(x[0]):
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw of few people may have no error
-        found = [x - y, 1 - x / y]
+    found = [x - y]
+    if metric != "rank1":
+        with np.errstate(divide="ignore", invalid="ignore"):  # a draw of few people may have no error
+            found.append(1 - x / y)
     count = sum((*k[:2], b) in rows for k in rows if k[2] == a)
     for what, v in zip(("difference", "fewer errors"), found):
         low, high = interval(v)
-        numbers.add(what, v[0], arm=a, against=b, steps=steps, metric=metric, low=low, high=high, rows=count)
+        numbers.add(what, v[0], arm=a, against=b, steps=steps, metric=metric, low=low, high=high, rows=count,
+                    p=chance(v))
     return found
 
 

@@ -33,7 +33,7 @@ from figures import draw_against, draw_gain, draw_steps, draw_training  # noqa: 
 from pooling import ARMS, FEWEST, Numbers, differ, fars, interval, named_by_steps  # noqa: E402
 from pooling import pool, read_logs, read_rows, seeds_alone, several_steps, with_steps  # noqa: E402
 
-MAIN, PLANNED = list(ARMS)[:5], 5  # the arms that every fold and seed should have, and how many seeds (plan.md)
+PLANNED = {a: 5 if i < 5 else 3 for i, a in enumerate(ARMS)}  # seeds of an arm (plan.md)
 CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"),
           "ScoreMix > AugGen (equal images)": ("far", "auggen"),
           "ScoreMix > AugGen (equal evaluations)": ("far", "auggen-double"),
@@ -44,7 +44,7 @@ PAIRS = [("far", "random"), ("random", "close"), ("random", "auggen"), ("far", "
          ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"), ("double", "far"), ("quadruple", "far"),
          ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
-FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "rows"]
+FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "p", "rows"]
 
 
 def told(x: np.ndarray, unit: str = "") -> str:
@@ -139,31 +139,28 @@ def comparisons(rows: dict, numbers: Numbers, steps: int) -> str:
     return "\n".join(lines + [f"| {' | '.join(cells)} |" for cells in found if cells])
 
 
-def by_steps(rows: dict, far: str, numbers: Numbers, own: int) -> str:
-    """Markdown: EER and 1 - TAR by steps of the recogniser, of each arm that was run with several.
+def by_steps(rows: dict, metric: str, title: str, numbers: Numbers, own: int) -> str:
+    """Markdown: a metric by steps of the recogniser, of each arm that was run with several.
 
     Beside them the difference to the same arm with the set's own steps, on the rows of both.
     """
     arms = several_steps(rows, own)
-    if not arms:
-        return "No arm has both its own number of steps and another yet."
-    lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: EER % | 1 - TAR@FAR={far} %' for a in arms)} |"]
-    lines.append("|---" * (1 + 2 * len(arms)) + "|")
+    lines = [f"| steps of the recogniser | {' | '.join(f'{ARMS[a]}: {title} %' for a in arms)} |"]
+    lines.append("|---" * (1 + len(arms)) + "|")
     for n in sorted({n for steps in arms.values() for n in steps}):
         cells = []
-        for (a, steps), m in ((x, m) for x in arms.items() for m in ("eer", "miss")):
+        for a, steps in arms.items():
             if n not in steps:
                 cells.append("")
                 continue
             count, usual = (sum(k[2] == name for k in rows) for name in (steps[n], a))
-            mean = numbers.add("mean by steps", pool(rows, m, steps[n])[0, 0], arm=a, steps=n, metric=m, rows=count)
-            gap = differ(rows, m, steps[n], a, numbers, n) if n != own else None
+            mean = numbers.add("mean by steps", pool(rows, metric, steps[n])[0, 0], arm=a, steps=n, metric=metric,
+                               rows=count)
+            gap = differ(rows, metric, steps[n], a, numbers, n) if n != own else None
             few = f" ({count} of {usual} rows)" if count != usual else ""
             cells.append(f"{100 * mean:.1f}{few}" + (f", {told(gap[0])}" if gap else ""))
         lines.append(f"| {n:,} | {' | '.join(cells)} |")
-    note = ("Every number of steps is a training of its own, with its own schedule. Means over all rows; beside them "
-            f"the difference to {own:,} steps, on the rows of both.")
-    return "\n".join([*lines, "", note])
+    return "\n".join(lines)
 
 
 def by_steps_of_each(rows: dict, metric: str, numbers: Numbers, own: int) -> str:
@@ -210,16 +207,40 @@ def other_steps(folder: Path, rows: dict, far: str, numbers: Numbers, own: int) 
         if len({a for *_, a in some}) > 1:
             lines += ["", f"With {n:,} steps of the recogniser:", "", table(some, far, numbers, n), "",
                       comparisons(some, numbers, n), *on_fewer_rows(some, numbers, n)]
-    if others:
-        lines += ["", by_steps(rows, far, numbers, own)]
+    metrics = {"EER": "eer", "1 - TAR@FAR=1e-2": "miss@1e-2", f"1 - TAR@FAR={far}": "miss", "rank-1": "rank1"}
+    metrics = {title: m for title, m in metrics.items() if all(m in row for row in rows.values())}
+    if several_steps(rows, own):
+        for title, metric in metrics.items():
+            lines += ["", by_steps(rows, metric, title, numbers, own)]
+        lines += ["", "Every number of steps is a training of its own, with its own schedule. Means over all rows; "
+                  f"beside them the difference to {own:,} steps, on the rows of both."]
         if draw_steps(folder / "steps.png", rows, own):
             lines[-1] += " [Figure](steps.png)."
-        titles = {"eer": "EER", "miss@1e-2": "1 - TAR@FAR=1e-2", "rank1": "rank-1, better above zero"}
-        for metric, title in titles.items():
-            if all(metric in row for row in rows.values()) and {"real", "far"} <= {*named_by_steps(rows, own)}:
-                lines += ["", f"Each with steps of its own, on the rows of both, points of {title}:", "",
-                          by_steps_of_each(rows, metric, numbers, own)]
+    if others and {"real", "far"} <= {*named_by_steps(rows, own)}:
+        for title, metric in metrics.items():
+            better = ", better above zero" if metric == "rank1" else ""
+            lines += ["", f"Each with steps of its own, on the rows of both, points of {title}{better}:", "",
+                      by_steps_of_each(rows, metric, numbers, own)]
     return lines
+
+
+def not_run(rows: dict) -> list[str]:
+    """The planned rows that are missing, arm by arm, as "far 0-3, 0-4" (fold-seed), of the arms that have a row.
+
+    With other steps than the set's own an arm should have the first three seeds that it has with those.
+    """
+    held = {}
+    for *key, name in rows:
+        held.setdefault(name, set()).add(tuple(key))
+    folds, found = {f for f, *_ in rows}, []
+    for name in sorted(held, key=lambda name: ([*ARMS].index(name.partition("@")[0]), name)):
+        arm, _, other = name.partition("@")
+        planned = {(f, s) for f in folds for s in range(PLANNED[arm])}
+        if other:
+            planned = {(f, s) for f, s in held.get(arm, ()) if s < 3}
+        if missing := sorted(planned - held[name]):
+            found.append(f"{name} {', '.join(f'{f}-{s}' for f, s in missing)}")
+    return found
 
 
 def read_reports(folder: Path) -> dict:
@@ -315,17 +336,16 @@ def main(argv=None):
     rows, far, steps = read_rows(folder / "rows")
     folds, seeds = sorted({k[0] for k in rows}), sorted({k[1] for k in rows})
     settings = (folder / "settings").read_text() if (folder / "settings").exists() else ""
-    owner = re.search("GENERATORS (fold|seed)", settings)
-    planned = sorted({*seeds, *range(PLANNED)})
-    missing = [f"{f}-{s}-{a}" for a in MAIN for f in folds for s in planned if (f, s, a) not in rows]
+    owner, development = (re.search(words, settings) for words in ("GENERATORS (fold|seed)", "DEVELOPMENT (.+)"))
     numbers, own = Numbers(), with_steps(rows, "")
     for (fold, seed, arm), row in sorted(rows.items()):
         name, _, n = arm.partition("@")
         for metric in METRICS:
             numbers.add("row", row[metric][0], arm=name, steps=int(n or steps), fold=fold, seed=seed, metric=metric)
     rest = f" (and {len(rows) - len(own)} with other numbers of steps)" if len(rows) > len(own) else ""
-    lines = [table(own, far, numbers, steps), "", f"{len(own)} rows{rest}, folds {folds}, seeds {seeds}, {steps:,} "
-             "steps of the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % "
+    lines = [f"**A development set**: {development[1]}.", ""] if development else []
+    lines += [table(own, far, numbers, steps), "", f"{len(own)} rows{rest}, folds {folds}, seeds {seeds}, {steps:,} "
+              "steps of the recogniser. In percent: mean over folds ± std over seeds within a fold; in brackets 95 % "
              "intervals that resample identities and seeds (resampling n seeds shows sqrt(1 - 1/n) of their spread, "
              "nothing of one). Means are over all rows of an arm, differences over the rows of both." + (
                  f" Every {owner[1]} has its own generator, mining recogniser and mixes" + (
@@ -334,7 +354,8 @@ def main(argv=None):
              claims(own, far, numbers, steps), "", by_far(own, numbers, steps), "", comparisons(own, numbers, steps),
              *on_fewer_rows(own, numbers, steps)]
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
-    lines += ["", f"Not run: {', '.join(missing)}."] if missing else []
+    if missing := not_run(rows):
+        lines += ["", f"Not run (fold-seed): {'; '.join(missing)}."]
     lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []
     lines += other_steps(folder, rows, far, numbers, steps)
     logs = read_logs(folder / "rows", rows)

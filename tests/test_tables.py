@@ -23,7 +23,7 @@ def script(name):
     return module
 
 
-tables, orders = script("tables"), script("orders")
+tables, orders, pooling = map(script, ("tables", "orders", "pooling"))
 METRICS = ["eer", "1e-1", "1e-2", "1e-3", "auc", "rank1"]
 
 
@@ -83,14 +83,7 @@ def test_the_table_says_what_the_rows_hold(folder, capsys):
     assert real[:4] == ["5", "15.0 ± 0.0", "", ""]
     assert ours[1] == "8.8 ± 0.9" and ours[2].startswith("-6.") and ours[3].startswith("+41.7 % [")
     assert "| far - close | 4 of 4 | -3." in text and "14 rows, folds [0, 1], seeds [0, 1, 2]" in text
-    missing = text.split("Not run: ")[1].split(".\n")[0].split(", ")
-    later = {f"{fold}-{seed}-{arm}" for fold in (0, 1) for seed in (3, 4) for arm in ("real", "far", "close")}
-    assert {m for m in missing if "random" not in m and "repro" not in m} == later | {
-        "1-2-real",
-        "1-2-far",
-        "0-2-close",
-        "1-2-close",
-    }
+    assert "\nNot run (fold-seed): real 0-3, 0-4, 1-2, 1-3, 1-4; far 0-3, 0-4, 1-2, 1-3, 1-4; close 0-2, " in text
     assert "5,000 steps" in text and "Arms without a row: random, reproduction, auggen" in text
     lines = list(csv.DictReader(open(path / "results.csv", newline="")))
     rows = {(x["fold"], x["seed"], x["arm"], x["metric"]): float(x["value"]) for x in lines if x["what"] == "row"}
@@ -192,12 +185,13 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     write_row(path / "rows", "1-0-far@100", rng, 0.9)
     succeed(tables, path)
     text = (path / "table.md").read_text()
-    line = next(x for x in text.splitlines() if x.startswith("| 100 |"))  # of real data alone in fold 0 only
-    assert re.sub(r" \[.*?\]", "", line) == (
-        "| 100 | 30.0 (1 of 5 rows), +20.0 | 69.8 (1 of 5 rows), -20.0 "
-        "| 55.0 (2 of 5 rows), +47.0 | 44.8 (2 of 5 rows), -47.0 |"
-    )
-    assert "| 5,000 | 15.0 | 84.8 | 8.8 | 91.1 |" in text and "| real | 5 |" in text  # all rows, here and there
+    lines = [re.sub(r" \[.*?\]", "", x) for x in text.splitlines() if x.startswith("| 100 |")]
+    assert lines == [  # by EER, 1 - TAR, rank-1; of real data alone in fold 0 only
+        "| 100 | 30.0 (1 of 5 rows), +20.0 | 55.0 (2 of 5 rows), +47.0 |",
+        "| 100 | 69.8 (1 of 5 rows), -20.0 | 44.8 (2 of 5 rows), -47.0 |",
+        "| 100 | 30.5 (1 of 5 rows), +20.0 | 55.5 (2 of 5 rows), +47.0 |",
+    ]
+    assert "| 5,000 | 15.0 | 8.8 |" in text and "| 5,000 | 84.8 | 91.1 |" in text and "| real | 5 |" in text  # all rows
     assert (path / "steps.png").stat().st_size > 5000
     each = [line.split("|")[1:4] for line in text.split("Each with steps of its own")[1].split("\n\n")[1].splitlines()]
     assert [c.strip() for c in each[0]] == ["arm, steps; against real with", "100 steps", "5,000 steps"]
@@ -215,7 +209,7 @@ def test_other_numbers_of_steps_have_a_table_of_their_own(folder):
     write_row(path / "rows", "0-0-close@200", rng, 0.2)
     succeed(tables, path)
     line = next(x for x in (path / "table.md").read_text().splitlines() if x.startswith("| 200 |"))
-    assert re.sub(r" \[.*?\]", "", line).startswith("| 200 |  |  |  |  | 20.0 (1 of 4 rows), ")  # the others were not run with 200
+    assert re.sub(r" \[.*?\]", "", line).startswith("| 200 |  |  | 20.0 (1 of 4 rows), ")  # the others not with 200
     text = (path / "table.md").read_text().split("With 100 steps of the recogniser:")[1]
     assert "| real | 1 | 30.0 |" in text and "| real + close pairs | 1 | 40.0 | +10.0" in text
     for arm in ("real@100", "close@100", "close@200"):
@@ -335,6 +329,16 @@ def test_folders_without_rows_or_with_unlike_rows(folder, tmp_path, fails):
     write_row(tmp_path / "empty/rows", "0-0-far@100", np.random.default_rng(0), 0.1)
     (tmp_path / "empty/rows/0-0-far@100.jsonl").write_text('{"step": 100}\n')
     fails(tables.main, [tmp_path / "empty"], "other numbers of steps alone (far@100)")
+    for name in ("0-0-far", "0-1-far@5000"):
+        write_row(tmp_path / "empty/rows", name, np.random.default_rng(0), 0.1)
+    fails(tables.main, [tmp_path / "empty"], "0-1-far@5000.json has the set's own steps; call it 0-1-far.json")
+
+
+def test_rows_with_other_steps_are_missing_where_the_arm_has_its_own():
+    rows = dict.fromkeys([(0, s, "larger") for s in range(3)] + [(0, s, "far") for s in range(5)])
+    assert tables.not_run(rows) == []
+    rows |= dict.fromkeys([(0, 1, "far@100"), (0, 0, "larger@100"), (0, 1, "larger@100")])
+    assert tables.not_run(rows) == ["far@100 0-0, 0-2", "larger@100 0-2"]
 
 
 def test_evaluate_writes_the_draws_that_its_intervals_come_from(faces, tmp_path):
@@ -373,17 +377,55 @@ def test_folds_of_unlike_spread_have_welchs_degrees_of_freedom():
     assert tables.seeds_alone([np.full(3, 0.5)]) == pytest.approx((0.5, 0.5))
 
 
+def test_p_is_twice_the_share_of_draws_beyond_zero():
+    draws = np.concatenate([np.full(97, -0.01), [0.02, 0.03]])
+    assert pooling.chance(np.append(-0.01, draws)) == pooling.chance(np.append(0.01, -draws)) == pytest.approx(6 / 100)
+    assert pooling.chance(np.append(-0.01, np.full(99, -0.01))) == pytest.approx(2 / 100)  # never none at all
+    assert pooling.chance(np.array([0.0, -1, 1, np.nan])) == 1
+    normal = np.append(-2, np.random.default_rng(0).normal(-2, 1, 200_000))
+    assert pooling.chance(normal) == pytest.approx(2 * stats.norm.sf(2), rel=0.05)
+
+
+def test_holms_correction_is_what_the_definition_says():
+    p = [0.04, 0.001, 0.03, 0.2, 0.03]
+    ranks = sorted(range(5), key=lambda i: p[i])
+    slow = {i: min(1, max((5 - k) * p[j] for k, j in enumerate(ranks[: ranks.index(i) + 1]))) for i in ranks}
+    assert orders.holm(p) == pytest.approx([slow[i] for i in range(5)])
+    assert orders.holm(p)[1] == pytest.approx(0.005) and orders.holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
+
+
 def test_the_orders_of_all_sets_are_drawn_with_their_own_steps(tmp_path, fails):
-    head = ",".join(tables.FIELDS)
+    def line(what, arm, against, steps, metric, value, low, high, p):
+        return {"what": what, "arm": arm, "against": against, "steps": steps, "metric": metric, "value": value,
+                "low": low, "high": high, "p": p, "rows": 3}
+    lines = [line("difference", "far", "real", 20, "eer", -0.01, -0.02, 0.01, 0.3),
+             line("difference, seeds alone", "far", "real", 20, "eer", -0.01, -0.03, 0.02, ""),
+             line("difference", "far", "real", 20, "auc", 9, 9, 9, 0.5),
+             line("mean", "real", "", 20, "eer", 0.1, "", "", ""),
+             line("difference", "far", "real", 10, "eer", 0.5, 0.4, 0.6, 0.001),
+             line("difference", "far", "close", 20, "miss", -0.03, -0.04, -0.02, 0.002),
+             line("difference", "far", "random", 10, "eer", 0, 0, 0, 1)]
     for name in orders.SETS:
         (tmp_path / name).mkdir()
-        lines = ["difference,far,real,20,,,miss,9,,9,9,3", "difference,far,real,20,,,eer,-0.01,,-0.02,0.01,3"]
-        lines += ["mean,real,,20,,,eer,0.1,,,,3", "difference,far,real,10,,,eer,0.5,,0.4,0.6,3"]
-        lines += ["difference,far,close,20,,,eer,-0.03,,-0.04,-0.02,3", "difference,far,random,10,,,eer,0,,0,0,3"]
-        (tmp_path / name / "results.csv").write_text("\n".join([head, *lines]) + "\n")
+        with open(tmp_path / name / "results.csv", "w", newline="") as file:
+            out = csv.DictWriter(file, tables.FIELDS)
+            out.writeheader()
+            out.writerows(lines)
     gaps = orders.read_gaps(tmp_path / "lfw")
-    assert gaps == {("far", "real"): (-0.01, -0.02, 0.01), ("far", "close"): (-0.03, -0.04, -0.02)}
+    assert gaps == {
+        ("far", "real", "eer"): {"value": -0.01, "low": -0.02, "high": 0.01, "p": 0.3, "seeds_low": -0.03,
+                                 "seeds_high": 0.02},
+        ("far", "close", "miss"): {"value": -0.03, "low": -0.04, "high": -0.02, "p": 0.002},
+    }
     succeed(orders, "--folder", tmp_path)
     assert (tmp_path / "orders.png").stat().st_size > 5000
+    text = (tmp_path / "orders.md").read_text()
+    assert "| LFW | ScoreMix > real | EER | -1.0 [-2.0, +1.0] | [-3.0, +2.0] | 0.300 | 1.000 |" in text
+    assert "| LFW | far > close | 1 - TAR | -3.0 [-4.0, -2.0] |  | 0.002 | **0.016** |" in text
+    found = list(csv.DictReader(open(tmp_path / "orders.csv", newline="")))
+    assert len(found) == 8 and {x["p_holm"] for x in found} == {"0.016000", "1.000000"}
+    (tmp_path / "omniglot/results.csv").write_text(",".join(tables.FIELDS) + "\n")
+    fails(orders.main, ["--folder", str(tmp_path)], "holds no mean of an arm")
     (tmp_path / "orl/results.csv").unlink()
+    (tmp_path / "omniglot/results.csv").unlink()
     fails(orders.main, ["--folder", str(tmp_path)], "results.csv is missing")
