@@ -252,11 +252,12 @@ class Run:
     inputs: flag -> path(s), compared by fingerprint: a moved folder is the same input. derived: worth reading."""
     def __init__(self, stage: str, args: argparse.Namespace, inputs: dict, derived: dict | None = None):
         self.args, self.dir, self._since = args, Path(args.out), began
+        self.versions = {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
+                         "threads": torch.get_num_threads()}
         held, ledger = self.dir / "config.json", self.dir / "cost.json"
         prints = {k: [fingerprint(p) for p in np.atleast_1d(v)] for k, v in inputs.items()}
         config = {"stage": stage, "arguments": vars(args), "derived": derived, "inputs": prints,
-                  "versions": {"python": sys.version.split()[0], "torch": torch.__version__, "numpy": np.__version__,
-                               "threads": torch.get_num_threads()}}
+                  "versions": self.versions}
         files = {p.name for p in self.dir.glob("[!.]*")}
         if files and not held.exists():
             raise StageError(f"{self.dir} exists and is no run of this project; choose another --out")
@@ -277,6 +278,14 @@ class Run:
             raise StageError(f"{self.dir} holds another run: {', '.join(differ)} differ; delete it or change --out")
         if differ:
             write_json(held, config)
+
+    def goes_on(self) -> None:
+        """Note in config.json with which versions and threads a stopped run goes on, if not the last ones there."""
+        held = self.dir / "config.json"
+        config = json.loads(held.read_text())
+        noted = config.get("resumed", [])
+        if self.versions != [config.get("versions"), *noted][-1]:
+            write_json(held, config | {"resumed": [*noted, self.versions]})
 
     def spend(self, device: torch.device, **amounts) -> None:
         """Add to cost.json the seconds since the last call, times processes, and e.g. images=64, flops=1e9."""

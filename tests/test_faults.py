@@ -105,6 +105,34 @@ def test_a_signal_ends_the_step_and_saves_it(kind, number, code, whole, faces, t
     assert cost["images"] == expected["images"] and cost["flops"] == expected["flops"]
 
 
+def test_a_run_that_goes_on_with_other_versions_says_so(whole, faces, tmp_path, monkeypatch):
+    """Their bits may differ from those of the first; the same versions again are no news."""
+
+    def pretend(folder):  # that another version of torch began it
+        config = json.loads((folder / "config.json").read_text())
+        now = config["versions"]
+        (folder / "config.json").write_text(json.dumps(config | {"versions": now | {"torch": "2.0"}}))
+        return now
+
+    module, argv = training("recognizer", faces, tmp_path / "run")
+    with at_call(monkeypatch, module, "learning_rate", 6, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert module.main(argv) == 143
+    assert "resumed" not in json.loads((tmp_path / "run/config.json").read_text())
+    now = pretend(tmp_path / "run")
+    with at_call(monkeypatch, module, "learning_rate", 2, lambda: signal.raise_signal(signal.SIGTERM)):
+        assert module.main(argv) == 143
+    assert module.main(argv) == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["versions"]["torch"] == "2.0" and config["resumed"] == [now]
+    shutil.copytree(whole / "mixed", tmp_path / "mixed")
+    now = pretend(tmp_path / "mixed")
+    succeed(sample_scoremix, *sampling(whole, tmp_path / "mixed"))  # nothing is missing
+    assert "resumed" not in json.loads((tmp_path / "mixed/config.json").read_text())
+    next((tmp_path / "mixed").glob("*/*.png")).unlink()
+    succeed(sample_scoremix, *sampling(whole, tmp_path / "mixed"))
+    assert json.loads((tmp_path / "mixed/config.json").read_text())["resumed"] == [now]
+
+
 @pytest.mark.parametrize("seconds, saved", [(2, False), (0, True)])
 def test_a_second_signal_stops_at_once_unless_it_is_the_first_passed_on(seconds, saved, faces, tmp_path, monkeypatch):
     """Slurm and systemd signal all processes of a job, and torchrun passes on what it got to those that have it."""
