@@ -463,8 +463,7 @@ def run(args) -> None:
     batches = [work[i:i + args.batch] for i in range(0, len(work), args.batch)]
     missing = [b for b in batches if not all(there[item] for item in b)]
     done = len(work) - sum(map(len, missing))
-    if done:
-        out.goes_on()
+    out.goes_on()
     bar = stage.progress(total=len(work), initial=done, desc=out.dir.name, unit="img")
     with ThreadPoolExecutor(4) as writers, bar:
         writing = []

@@ -281,6 +281,8 @@ class Run:
 
     def goes_on(self) -> None:
         """Note in config.json with which versions and threads a stopped run goes on, if not the last ones there."""
+        if rank:
+            return
         held = self.dir / "config.json"
         config = json.loads(held.read_text())
         noted = config.get("resumed", [])

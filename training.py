@@ -233,7 +233,7 @@ def train(out: stage.Run, parts: dict, data: stage.Images, step, export, device,
             kept = (out.dir / "log.jsonl").read_bytes()[:state["log"]].rfind(b"\n") + 1
             for name, part in parts.items():
                 part.load_state_dict(state[name])
-        out.goes_on()
+    out.goes_on()
     log, stage.patient = open(os.devnull if stage.rank else out.dir / "log.jsonl", "ab", buffering=0), True
     if not stage.rank:
         log.seek(log.truncate(kept))  # tell() is where the next line comes, also while none has come

@@ -40,7 +40,8 @@ GENERATOR $GENERATOR${SAMPLER:+
 SAMPLER $SAMPLER}${MIXES:+
 MIXES $MIXES}
 GENERATORS $GENERATORS${DEVELOPMENT:+
-DEVELOPMENT $DEVELOPMENT}"
+DEVELOPMENT $DEVELOPMENT}${VALIDATION:+
+VALIDATION $VALIDATION}"
 [ -e "results/$SET/settings" ] || echo "$settings" > "results/$SET/settings"
 if [ "$settings" != "$(cat "results/$SET/settings")" ]; then
   echo "run.sh: RECOGNIZER, GENERATOR, SAMPLER or MIXES are not those in results/$SET/settings, which its rows were run" \

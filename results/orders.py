@@ -41,8 +41,8 @@ def read_gaps(folder: Path) -> dict:
     with open(path, newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     own = next((x["steps"] for x in lines if x["what"] == "mean"), None)
-    if own is None:
-        raise stage.StageError(f"{path} holds no mean of an arm; run results/tables.py {folder} again")
+    if own is None or "p" not in lines[0]:
+        raise stage.StageError(f"{path} is empty, or of an older tables.py; run results/tables.py {folder} again")
     for line in (x for x in lines if x["steps"] == own and x["metric"] in METRICS):
         gap = found.setdefault((line["arm"], line["against"], line["metric"]), {})
         if line["what"] == "difference":
@@ -66,7 +66,8 @@ def table(gaps: dict) -> tuple[str, list[dict]]:
     for line, p in zip(lines, holm([line["p"] for line in lines])):
         line["p_holm"] = p
     text = ["The orders of the paper at equal steps, in points, with 95 % intervals; below zero the first is better. "
-            f"p is two-sided, from the same draws; in the last column with Holm's correction for these {len(lines)}.",
+            "p is two-sided, from the same draws (2,000, so 0.001 is the least); in the last column with Holm's "
+            f"correction for these {len(lines)}.",
             "", "| set | order | by | difference | by the seeds alone | p | p, Holm |", "|---" * 7 + "|"]
     for x in lines:
         alone = f"[{100 * x['seeds_low']:+.1f}, {100 * x['seeds_high']:+.1f}]" if "seeds_low" in x else ""

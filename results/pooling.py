@@ -64,12 +64,10 @@ def read_rows(folder: Path) -> tuple[dict, str, int]:
             raise stage.StageError(f"{path} is no row; rows are called <fold>-<seed>-<arm>.json")
         arm, _, n = name[3].partition("@")
         if arm not in ARMS:
-            raise stage.StageError(f"{path} is of the arm {arm}, which tables.py has no title for")
+            raise stage.StageError(f"{path} is of the arm {arm}, which pooling.py has no title for")
         trained = json.loads(path.with_suffix(".jsonl").read_text().splitlines()[-1])["step"]
         if trained != steps.setdefault(n, int(n or trained)):
             raise stage.StageError(f"{path} has {trained:,} steps, not {steps[n]:,} as others: rows of unlike settings")
-        if n and trained == steps.get(""):
-            raise stage.StageError(f"{path} has the set's own steps; call it {path.stem.partition('@')[0]}.json")
         entry = json.loads(path.read_text())["models"][0]
         tars, impostors = entry["metrics"].pop("tar_at_far"), entry["counts"]["impostor"]
         can = measurable(impostors, 10)
@@ -88,6 +86,11 @@ def read_rows(folder: Path) -> tuple[dict, str, int]:
         names = ", ".join(sorted({name for *_, name in rows}))
         raise stage.StageError(f"{folder} holds other numbers of steps alone ({names}); "
                                "these rows stay, and are compared when there is one with the set's own")
+    for fold, seed, name in rows:
+        arm, _, n = name.partition("@")
+        if n and int(n) == steps[""]:
+            raise stage.StageError(f"{folder}/{fold}-{seed}-{name}.json has the set's own steps; call it "
+                                   f"{fold}-{seed}-{arm}.json")
     return rows, fars.pop(), steps[""]
 
 

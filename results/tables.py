@@ -41,7 +41,7 @@ CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"),
 PAIRS = [("far", "random"), ("random", "close"), ("random", "auggen"), ("far", "reproduction"),
          ("far", "mixup"), ("far", "triplet"), ("far", "condition-far"), ("condition-far", "condition-close"),
          ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"), ("ddpm8", "far"),
-         ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("far", "half"), ("double", "far"), ("quadruple", "far"),
+         ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("dpm6", "heun32"), ("far", "half"), ("double", "far"), ("quadruple", "far"),
          ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "p", "rows"]
@@ -322,7 +322,8 @@ def computed(folder: Path) -> str:
     ways = {}
     for path in sorted(folder.glob("configs/train_*.json")):
         config = json.loads(path.read_text())
-        way = f"{config['arguments']['precision']}, PyTorch {config['versions']['torch'].partition('+')[0]}"
+        versions = [v["torch"].partition("+")[0] for v in (config["versions"], *config.get("resumed", []))]
+        way = f"{config['arguments']['precision']}, PyTorch {', then '.join(dict.fromkeys(versions))}"
         ways.setdefault(way, []).append(path.stem.partition("-")[2])
     return "; ".join(f"{way}: " + (f"all {len(names)}" if len(ways) == 1 else ", ".join(names))
                      for way, names in ways.items())
@@ -354,7 +355,7 @@ def main(argv=None):
              claims(own, far, numbers, steps), "", by_far(own, numbers, steps), "", comparisons(own, numbers, steps),
              *on_fewer_rows(own, numbers, steps)]
     never = [a for a in ARMS if not any(a == b.partition("@")[0] for *_, b in rows)]
-    if missing := not_run(rows):
+    if "VALIDATION" not in settings and (missing := not_run(rows)):
         lines += ["", f"Not run (fold-seed): {'; '.join(missing)}."]
     lines += ["", f"Arms without a row: {', '.join(never)}."] if never else []
     lines += other_steps(folder, rows, far, numbers, steps)

@@ -124,6 +124,12 @@ def test_a_run_that_goes_on_with_other_versions_says_so(whole, faces, tmp_path, 
     assert module.main(argv) == 0
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["versions"]["torch"] == "2.0" and config["resumed"] == [now]
+    (tmp_path / "early").mkdir()
+    shutil.copy(tmp_path / "run/config.json", tmp_path / "early")  # killed before the first checkpoint
+    config = config | {"arguments": config["arguments"] | {"out": str(tmp_path / "early")}}
+    (tmp_path / "early/config.json").write_text(json.dumps(config | {"resumed": []}))
+    assert module.main([str(tmp_path / "early") if a == str(tmp_path / "run") else a for a in argv]) == 0
+    assert json.loads((tmp_path / "early/config.json").read_text())["resumed"] == [now]
     shutil.copytree(whole / "mixed", tmp_path / "mixed")
     now = pretend(tmp_path / "mixed")
     succeed(sample_scoremix, *sampling(whole, tmp_path / "mixed"))  # nothing is missing
