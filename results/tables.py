@@ -41,8 +41,8 @@ CLAIMS = {"ScoreMix > real": ("far", "real"), "far > close": ("far", "close"),
 PAIRS = [("far", "random"), ("random", "close"), ("random", "auggen"), ("far", "reproduction"),
          ("far", "mixup"), ("far", "triplet"), ("far", "condition-far"), ("condition-far", "condition-close"),
          ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"), ("ddpm8", "far"),
-         ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("dpm6", "heun32"), ("far", "half"), ("double", "far"), ("quadruple", "far"),
-         ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
+         ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("dpm6", "heun32"), ("far", "half"), ("double", "far"),
+         ("quadruple", "far"), ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "p", "rows"]
 
