@@ -10,7 +10,6 @@ Writes  results/orders.png: the difference in points of EER with its 95 % interv
 """
 
 import csv
-import io
 import sys
 from pathlib import Path
 
@@ -20,7 +19,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 
 import stage  # noqa: E402
 from report import pyplot, save_figure  # noqa: E402
-from tables import CLAIMS  # noqa: E402
+from tables import CLAIMS, bounds, write_csv  # noqa: E402
 
 SETS = {"omniglot-5": "characters, 5 images", "omniglot": "characters, 20 images", "lfw": "LFW",
         "orl": "AT&T (development)"}
@@ -70,10 +69,10 @@ def table(gaps: dict) -> tuple[str, list[dict]]:
             f"correction for these {len(lines)}.",
             "", "| set | order | by | difference | by the seeds alone | p | p, Holm |", "|---" * 7 + "|"]
     for x in lines:
-        alone = f"[{100 * x['seeds_low']:+.1f}, {100 * x['seeds_high']:+.1f}]" if "seeds_low" in x else ""
+        alone = bounds(x["seeds_low"], x["seeds_high"]) if "seeds_low" in x else ""
         p = f"**{x['p_holm']:.3f}**" if x["p_holm"] < 0.05 else f"{x['p_holm']:.3f}"
         text.append(f"| {SETS[x['set']]} | {x['order']} | {METRICS[x['metric']]} | {100 * x['value']:+.1f} "
-                    f"[{100 * x['low']:+.1f}, {100 * x['high']:+.1f}] | {alone} | {x['p']:.3f} | {p} |")
+                    f"{bounds(x['low'], x['high'])} | {alone} | {x['p']:.3f} | {p} |")
     return "\n".join(text) + "\n", lines
 
 
@@ -108,11 +107,7 @@ def main(argv=None):
     text, lines = table(gaps)
     draw(folder / "orders.png", gaps)
     stage.write_text(folder / "orders.md", text)
-    buffer = io.StringIO(newline="")
-    out = csv.DictWriter(buffer, FIELDS, restval="")
-    out.writeheader()
-    out.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in lines)
-    stage.write_text(folder / "orders.csv", buffer.getvalue())
+    write_csv(folder / "orders.csv", FIELDS, lines)
     print(f"{text}look at {folder}/orders.png")
 
 

@@ -47,10 +47,23 @@ METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "p", "rows"]
 
 
+def bounds(low: float, high: float) -> str:
+    """An interval in hundredths, as [+0.3, +2.1]."""
+    return f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
 def told(x: np.ndarray, unit: str = "") -> str:
     """A difference and its interval, as +1.2 [+0.3, +2.1], of [value, draws], in hundredths."""
-    low, high = interval(x)
-    return f"{100 * x[0]:+.1f}{unit} [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{100 * x[0]:+.1f}{unit} {bounds(*interval(x))}"
+
+
+def write_csv(path: Path, fields: list[str], lines: list[dict]) -> None:
+    """A CSV of these fields, six decimals; of lines that are alike, since tables may share a number, the first."""
+    cells = [[line.get(k, "") for k in fields] for line in lines]
+    rows = [tuple(f"{v:.6f}" if isinstance(v, float) else v for v in row) for row in cells]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(dict.fromkeys([tuple(fields), *rows]))
+    stage.write_text(path, text.getvalue())
 
 
 def table(rows: dict, far: str, numbers: Numbers, steps: int) -> str:
@@ -125,7 +138,7 @@ def compare(rows: dict, a: str, b: str, numbers: Numbers, steps: int) -> list[st
                     metric="eer", low=alone[0], high=alone[1])
     cells = [told(differ(rows, m, a, b, numbers, steps)[0]) for m in (*fars(rows), "rank1")]
     return [f"{a} - {b}", f"{gain} of {len(common)}", told(found[0]),
-            f"[{100 * alone[0]:+.1f}, {100 * alone[1]:+.1f}]" if alone else "", *cells]
+            bounds(*alone) if alone else "", *cells]
 
 
 def comparisons(rows: dict, numbers: Numbers, steps: int) -> str:
@@ -391,12 +404,7 @@ def main(argv=None):
                       + f" ([figure]({name}.png))."]
             draw_against(folder / f"{name}.png", own, far, places, label)
     stage.write_text(folder / "table.md", "\n".join(lines) + "\n")
-    text = io.StringIO(newline="")
-    out = csv.DictWriter(text, FIELDS, restval="")
-    out.writeheader()
-    lines = [{k: f"{v:.6f}" if isinstance(v, float) else v for k, v in line.items()} for line in numbers]
-    out.writerows(line for i, line in enumerate(lines) if line not in lines[:i])  # tables may share a number
-    stage.write_text(folder / "results.csv", text.getvalue())
+    write_csv(folder / "results.csv", FIELDS, numbers)
     print((folder / "table.md").read_text("utf-8") + f"wrote {folder}/table.md and results.csv"
           + (f"; look at {folder}/gain.png" if compared else ""))
 
