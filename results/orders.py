@@ -28,13 +28,12 @@ METRICS = {"eer": "EER", "miss": "1 - TAR"}
 FIELDS = ["set", "order", "metric", "value", "low", "high", "seeds_low", "seeds_high", "p", "p_holm"]
 
 
-def read_gaps(folder: Path) -> dict:
-    """(arm, against, metric) -> the line of results.csv with the difference, as {"value": -0.01, "low": ..., "p": ...}.
+def read_lines(folder: Path) -> tuple[list[dict], str]:
+    """The lines of folder/results.csv, and the steps of the set's own rows, those of the first mean.
 
-    With the set's own steps, those of the first mean; seeds_low, seeds_high: the interval from the seeds alone, where
-    there is one. Fractions. Raises StageError where results.csv is missing or has no mean.
+    Raises StageError where the file is missing or has no mean.
     """
-    path, found = folder / "results.csv", {}
+    path = folder / "results.csv"
     if not path.exists():
         raise stage.StageError(f"{path} is missing; results/tables.py {folder} writes it")
     with open(path, newline="", encoding="utf-8") as file:
@@ -42,13 +41,22 @@ def read_gaps(folder: Path) -> dict:
     own = next((x["steps"] for x in lines if x["what"] == "mean"), None)
     if own is None or "p" not in lines[0]:
         raise stage.StageError(f"{path} is empty, or of an older tables.py; run results/tables.py {folder} again")
-    for line in (x for x in lines if x["steps"] == own and x["metric"] in METRICS):
-        gap = found.setdefault((line["arm"], line["against"], line["metric"]), {})
-        if line["what"] == "difference":
-            gap |= {k: float(line[k]) for k in ("value", "low", "high", "p")}
-        elif line["what"] == "difference, seeds alone":
-            gap |= {f"seeds_{k}": float(line[k]) for k in ("low", "high")}
-    return {k: gap for k, gap in found.items() if "value" in gap}
+    return lines, own
+
+
+def read_gaps(folder: Path) -> dict:
+    """(arm, against, metric) -> the difference in results.csv, as {"value": -0.01, "low": ..., "p": ...}.
+
+    With the set's own steps; seeds_low, seeds_high: the interval from the seeds alone, where there is one. Fractions.
+    """
+    lines, own = read_lines(folder)
+    lines = [x for x in lines if x["steps"] == own and x["metric"] in METRICS]
+    found = {(x["arm"], x["against"], x["metric"]): {k: float(x[k]) for k in ("value", "low", "high", "p")}
+             for x in lines if x["what"] == "difference"}
+    for x in lines:
+        if x["what"] == "difference, seeds alone":
+            found[x["arm"], x["against"], x["metric"]] |= {f"seeds_{k}": float(x[k]) for k in ("low", "high")}
+    return found
 
 
 def holm(p: list[float]) -> list[float]:

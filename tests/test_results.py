@@ -368,14 +368,15 @@ def test_the_committed_tables_are_those_of_the_committed_rows(folder, tmp_path):
         assert (tmp_path / name).read_text() == (ROOT / folder / name).read_text(), f"run results/tables.py {folder}"
 
 
-def test_the_committed_orders_are_those_of_the_committed_results(tmp_path):
-    for name in ("omniglot-5", "omniglot", "lfw", "orl"):
+@pytest.mark.parametrize("script, names", [("orders", ["orders.md", "orders.csv"]), ("mixes", ["mixes.md"])])
+def test_the_committed_comparisons_of_sets_are_those_of_the_committed_results(script, names, tmp_path):
+    for name in ("omniglot-5", "omniglot", "lfw", "lfw/steps-10000", "orl"):
         (tmp_path / name).mkdir()
         shutil.copy(ROOT / "results" / name / "results.csv", tmp_path / name)
-    argv = [sys.executable, ROOT / "results/orders.py", "--folder", tmp_path]
+    argv = [sys.executable, ROOT / f"results/{script}.py", "--folder", tmp_path]
     subprocess.run(argv, check=True, capture_output=True)
-    for name in ("orders.md", "orders.csv"):
-        assert (tmp_path / name).read_text() == (ROOT / "results" / name).read_text(), "run results/orders.py"
+    for name in names:
+        assert (tmp_path / name).read_text() == (ROOT / "results" / name).read_text(), f"run results/{script}.py"
 
 
 def tables_of(text):

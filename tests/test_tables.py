@@ -23,7 +23,7 @@ def script(name):
     return module
 
 
-tables, orders, pooling = map(script, ("tables", "orders", "pooling"))
+tables, orders, mixes, pooling = map(script, ("tables", "orders", "mixes", "pooling"))
 METRICS = ["eer", "1e-1", "1e-2", "1e-3", "auc", "rank1"]
 
 
@@ -394,10 +394,21 @@ def test_holms_correction_is_what_the_definition_says():
     assert orders.holm(p)[1] == pytest.approx(0.005) and orders.holm([0.4, 0.9]) == pytest.approx([0.8, 0.9])
 
 
+def line(what, arm, against, steps, metric, value, low="", high="", p=""):
+    """A line of results.csv."""
+    return {"what": what, "arm": arm, "against": against, "steps": steps, "metric": metric, "value": value,
+            "low": low, "high": high, "p": p, "rows": 3}
+
+
+def write_results(folder, lines):
+    folder.mkdir(parents=True)
+    with open(folder / "results.csv", "w", newline="") as file:
+        out = csv.DictWriter(file, tables.FIELDS)
+        out.writeheader()
+        out.writerows(lines)
+
+
 def test_the_orders_of_all_sets_are_drawn_with_their_own_steps(tmp_path, fails):
-    def line(what, arm, against, steps, metric, value, low, high, p):
-        return {"what": what, "arm": arm, "against": against, "steps": steps, "metric": metric, "value": value,
-                "low": low, "high": high, "p": p, "rows": 3}
     lines = [line("difference", "far", "real", 20, "eer", -0.01, -0.02, 0.01, 0.3),
              line("difference, seeds alone", "far", "real", 20, "eer", -0.01, -0.03, 0.02, ""),
              line("difference", "far", "real", 20, "auc", 9, 9, 9, 0.5),
@@ -406,11 +417,7 @@ def test_the_orders_of_all_sets_are_drawn_with_their_own_steps(tmp_path, fails):
              line("difference", "far", "close", 20, "miss", -0.03, -0.04, -0.02, 0.002),
              line("difference", "far", "random", 10, "eer", 0, 0, 0, 1)]
     for name in orders.SETS:
-        (tmp_path / name).mkdir()
-        with open(tmp_path / name / "results.csv", "w", newline="") as file:
-            out = csv.DictWriter(file, tables.FIELDS)
-            out.writeheader()
-            out.writerows(lines)
+        write_results(tmp_path / name, lines)
     gaps = orders.read_gaps(tmp_path / "lfw")
     assert gaps == {
         ("far", "real", "eer"): {"value": -0.01, "low": -0.02, "high": 0.01, "p": 0.3, "seeds_low": -0.03,
@@ -429,3 +436,31 @@ def test_the_orders_of_all_sets_are_drawn_with_their_own_steps(tmp_path, fails):
     (tmp_path / "orl/results.csv").unlink()
     (tmp_path / "omniglot/results.csv").unlink()
     fails(orders.main, ["--folder", str(tmp_path)], "results.csv is missing")
+
+
+def test_the_images_of_all_sets_stand_in_one_table(tmp_path, fails):
+    """Beside the difference in EER with the set's own steps; an arm that was not audited has no line."""
+    lines = [line("mean", "real", "", 20, "eer", 0.1), line("audit", "close", "", "", "consistency", 0.8),
+             line("audit", "close", "", "", "similarity_to_sources", 0.6), line("audit", "real", "", "", "loss", 0.04),
+             line("audit", "real", "", "", "consistency", 0.9), line("audit", "far", "", "", "consistency", 0.45),
+             line("audit", "far", "", "", "similarity_to_sources", 0.15), line("audit", "far", "", "", "layout", 7),
+             line("audit", "far", "", "", "nearer_than_classmates_embedding", 0.0123),
+             line("difference", "far", "real", 20, "eer", -0.01, -0.02, 0.01),
+             line("difference", "far", "real", 10, "eer", 9, 9, 9), line("difference", "far", "close", 20, "eer", 9),
+             line("difference", "far", "real", 20, "miss", 9), line("difference", "larger", "real", 20, "eer", 9)]
+    for name in mixes.FOLDERS:
+        write_results(tmp_path / name, lines)
+    found = mixes.read(tmp_path / "lfw")
+    assert found == {"real": {"loss": 0.04, "consistency": 0.9},
+                     "far": {"consistency": 0.45, "similarity_to_sources": 0.15, "gap": (-1, -2, 1),
+                             "nearer_than_classmates_embedding": 0.0123},
+                     "close": {"consistency": 0.8, "similarity_to_sources": 0.6}}
+    assert list(found) == ["real", "far", "close"]  # the order of the tables
+    succeed(mixes, "--folder", tmp_path)
+    assert (tmp_path / "mixes.png").stat().st_size > 5000
+    text = (tmp_path / "mixes.md").read_text()
+    assert "| LFW: far pairs (ScoreMix) | -1.0 [-2.0, +1.0] |  | 0.15 |  | 0.45 |  |  | 1.2 |" in text
+    assert "| LFW, 10,000 steps: the real images |  |  |  | 0.0 | 0.90 |" in text
+    assert text.count("\n| ") == 1 + 3 * len(mixes.FOLDERS)
+    (tmp_path / "lfw/results.csv").unlink()
+    fails(mixes.main, ["--folder", str(tmp_path)], "results.csv is missing")
