@@ -47,7 +47,7 @@ class Records:
             raise stage.StageError(f"{index} is no index of key<TAB>offset lines: {error}") from None
         keys = sorted(self.offsets)
         if keys and keys[0] == 0:  # InsightFace's record 0 tells one past the last image; the people's records follow
-            flag, label, _ = self.parse(0)
+            flag, label, _ = self.header(0)
             keys = range(1, int(label)) if flag and math.isfinite(label) else keys
         missing = next((k for k in keys if k not in self.offsets), None)
         if missing is not None or not keys:
@@ -55,7 +55,7 @@ class Records:
                                    f"which {self.path} announces; fetch both again")
         self.keys, self.labels = list(keys), []
         for k in stage.progress(keys, "reading the headers", disable=None):
-            label = self.parse(k)[1]
+            label = self.header(k)[1]
             if not label.is_integer() or label < 0:
                 raise stage.StageError(f"{self.path}, record {k} has the label {label}, not a whole number")
             self.labels.append(int(label))
@@ -64,9 +64,10 @@ class Records:
             raise stage.StageError(f"{folder / 'property'} announces {announced} classes, but {self.path} has "
                                    f"{len(set(self.labels))}; they do not belong together")
 
-    def record(self, key: int) -> bytes:
-        """The content of a record; the parts of one that held the magic number are joined with it."""
-        offset, parts, expected = self.offsets[key], [], (0, 1)
+    def record(self, key: int, most: int | None = None) -> tuple[bytes, int]:
+        """The content of a record (its first `most` bytes at least) and its length; the parts of one that held the
+        magic number are joined with it."""
+        offset, parts, whole, expected = self.offsets[key], [], -4, (0, 1)
         while True:
             end = offset + 8
             if not 0 <= offset <= end <= len(self.data):
@@ -80,22 +81,24 @@ class Records:
             if end + length > len(self.data):
                 raise stage.StageError(f"{self.path} is truncated: record {key} needs {end + length:,} bytes, the file "
                                        f"has {len(self.data):,}; fetch it again")
-            parts.append(self.data[end:end + length])
+            parts.append(self.data[end:end + (length if most is None else min(length, most))])
+            whole += 4 + length
             if part in (0, 3):  # whole, or the last part
-                return struct.pack("<I", MAGIC).join(parts)
+                return struct.pack("<I", MAGIC).join(parts), whole
             offset, expected = end + -(-length // 4) * 4, (2, 3)
 
-    def parse(self, key: int) -> tuple[int, float, bytes]:
-        """flag, label and image file of a record: header IfQQ (flag, label, two ids), `flag` labels, the file."""
-        content = self.record(key)
+    def header(self, key: int, most: int | None = 28) -> tuple[int, float, bytes]:
+        """flag and label of a record, and its content from the image file on, if `most` is None: the content is a
+        header IfQQ (flag, label, two ids), `flag` labels of which the first counts, the file."""
+        content, length = self.record(key, most)
         flag, label = struct.unpack_from("<If", content.ljust(24, b"\0"))
         start = 24 + 4 * flag
-        if len(content) < start:
+        if length < start:
             raise stage.StageError(f"{self.path}, record {key} is shorter than its header says; the file is damaged")
         return flag, struct.unpack_from("<f", content, 24)[0] if flag else label, content[start:]
 
     def image(self, i: int) -> bytes:
-        return self.parse(self.keys[i])[2]
+        return self.header(self.keys[i], None)[2]
 
 
 # ------------------------------------------------------------------------------------------------------------- .bin

@@ -188,7 +188,7 @@ def mine(centres: np.ndarray, count: int, order: int = 2, strategy: str = "dista
         distance = sum(apart[mixes[:, i], mixes[:, j]] for i, j in itertools.combinations(range(order), 2)).round(9)
         rank = (np.random.default_rng(seed).permutation(len(mixes)) if strategy == "random" else
                 np.argsort(-distance if strategy == "distant" else distance, kind="stable"))
-        bands = [(mixes[rank], distance[rank])]
+        bands = ((mixes[part], distance[part]) for part in np.array_split(rank, len(rank) // BAND + 1))
     for mixes, distance in bands:
         for mix, d in zip(map(tuple, mixes.tolist()), distance.tolist()):
             if all(uses[i] < limit for i in mix) and mix not in chosen:
@@ -265,11 +265,12 @@ def run(args) -> None:
         centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     for max_uses in range(least, most + 1):  # a small cap may leave only classes that are mixed with each other already
         mixes = mine(centres, count, m, args.strategy, max_uses, args.seed, device)
-        if len(mixes) == count:
+        capped = len(mixes) < count and np.bincount(np.ravel([mix for mix, _ in mixes])).max() == max_uses
+        if not capped:  # more uses of a class would change nothing
             break
     if len(mixes) < count:
-        raise stage.StageError(f"only {len(mixes)} of {count} mixes can be had from {k} classes with each in at most "
-                               f"{max_uses}; raise --max-uses or lower --count")
+        raise stage.StageError(f"only {len(mixes)} of {count} mixes can be had from {k} classes" + (
+            f" with each in at most {max_uses}; raise --max-uses or lower --count" if capped else "; lower --count"))
     text = io.StringIO(newline="")
     table = csv.writer(text)
     table.writerow([f"class_{i + 1}" for i in range(m)] + ["distance"] * (m > 1))
@@ -284,12 +285,12 @@ def run(args) -> None:
     total, squares = (centres.sum(0) ** 2).sum(), ((centres.T @ centres) ** 2).sum()  # of all ordered pairs' cosines
     mean, square = (total - k) / (k * (k - 1)), (squares - k) / (k * (k - 1))  # without a class and itself
     spread = {"mean": 1 - mean, "std": math.sqrt(max(0, square - mean ** 2)),
-              "chosen_mean": float(np.mean([d for _, d in mixes]))}
+              "chosen_mean": float(np.mean([d for _, d in mixes])) / max(1, math.comb(m, 2))}  # of a pair
     cost |= {"seconds": time.monotonic() - stage.began, **stage.used(device)}
     stage.write_json(out.with_suffix(".json"), {"arguments": vars(args), "count": count, "max_uses": max_uses,
                                                 "distances": spread, "inputs": inputs, "cost": cost})
     stage.write_atomic(out, lambda p: p.write_bytes(content))
-    told = f", {args.strategy}, mean distance {spread['chosen_mean']:.3f}" if m > 1 else ""
+    told = f", {args.strategy}, mean distance of their pairs {spread['chosen_mean']:.3f}" if m > 1 else ""
     print(f"wrote {out}: {len(mixes)} mixes{told}; the distances of all pairs: mean {spread['mean']:.3f}, "
           f"std {spread['std']:.3f}")
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from resource import RLIMIT_DATA, RUSAGE_SELF, getrlimit, getrusage
@@ -70,7 +71,8 @@ def command(body):
         before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM) if here}
         try:
             torch.set_flush_denormal(True)  # denormals slow a CPU down several times and carry nothing here
-            torch.set_float32_matmul_precision("highest")  # of products, whatever the environment says: mining is exact
+            torch.set_float32_matmul_precision("highest")  # whatever the environment says: mining is exact, and fp32
+            torch.backends.cudnn.allow_tf32 = False  # is fp32 in convolutions as well, where PyTorch takes TF32
             warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
             body(argv)
             return 0
@@ -162,19 +164,24 @@ def decode(path: Path, size: int | None, channels: int | None = None, crop: tupl
 
 class Images:
     """The images of folders (or a listing): classes, paths, labels (N,) long; images[index], uint8 (B, C, S, S). All
-    are decoded first, to name broken ones early, and stay if a third of memory holds them. C = 1 only if all are grey.
+    are decoded first, to name broken ones early, and stay if a third of memory holds them and those of others that do.
+    C = 1 only if all are grey.
     """
+    alive = weakref.WeakSet()
     def __init__(self, folders: list, size: int, channels: int | None = None, listing: tuple | None = None):
         self.classes, self.paths, labels = listing or scan(folders)
         self.labels, self.size, self.channels = torch.tensor(labels), size, channels
         limits = [int(p.read_text().replace("max", "-1")) for p in Path("/sys/fs/cgroup").glob("memory.max")]
         limits += os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), getrlimit(RLIMIT_DATA)[0]
-        fits = len(labels) * 3 * size * size < min(n for n in limits if n > 0) // 3 // neighbours  # -1 is none
+        room = min(n for n in limits if n > 0) // 3 // neighbours  # -1 is none
+        room -= sum(x.pixels.nbytes for x in Images.alive if x.pixels is not None)
+        fits = len(labels) * (channels or 3) * size * size < room
         with ThreadPoolExecutor() as pool:
             read = progress(pool.map(self._read, self.paths), "reading images", len(labels), disable=rank > 0 or None)
             pixels = [(len(x), x if fits else None) for x in read]  # x (C, size, size)
         self.channels = channels or max(c for c, _ in pixels)
         self.pixels = torch.stack([x.expand(self.channels, -1, -1) for _, x in pixels]) if fits else None
+        Images.alive.add(self)
 
     def _read(self, path: Path) -> torch.Tensor:
         return torch.from_numpy(decode(path, self.size, self.channels)).permute(2, 0, 1)

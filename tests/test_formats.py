@@ -236,6 +236,18 @@ def test_rec_is_read_byte_for_byte_and_decoded_to_a_size(tmp_path, kind):
     assert len(list((tmp_path / "b/test").iterdir())) == len(list((tmp_path / "b/train").iterdir())) == 2
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_headers_of_a_rec_are_read_without_the_images(tmp_path, many):
+    """The first bytes of a record, or of its parts, say what the whole of it does."""
+    faces = [bytes(5000), MAGIC + bytes(5000), MAGIC * 3 + b"ab", *FACES[3:]]
+    source = formats.Records(write_rec(tmp_path / "rec", many=many, faces=faces))
+    for key, label, face in zip(source.keys, LABELS, faces):
+        (start, length), (whole, all_of_it) = source.record(key, 28), source.record(key)
+        assert length == all_of_it == len(whole) and whole.startswith(start[:28]) and len(start) < 28 * 5
+        assert source.header(key)[:2] == source.header(key, None)[:2] and source.header(key)[1] == label
+        assert source.header(key, None)[2] == face
+
+
 def test_a_truncated_rec_is_refused(tmp_path, fails):
     source = write_rec(tmp_path / "rec", end=None)
     data = (source / "train.rec").read_bytes()

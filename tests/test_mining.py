@@ -316,6 +316,27 @@ def test_the_default_cap_leaves_as_many_mixes_as_asked_for(more, recognizer, fac
     assert found
 
 
+def test_a_cap_that_binds_no_class_is_not_raised(recognizer, faces, tmp_path, monkeypatch, fails):
+    """Grown mixes are fewer than there are, one a pair at most: every cap up to all mixes of a class would be tried."""
+    calls = []
+    monkeypatch.setattr(mine_pairs, "MOST_MIXES", 5)
+    monkeypatch.setattr(mine_pairs, "mine", lambda *args: calls.append(args[4]) or mine(*args))
+    for i in range(11):
+        shutil.copytree(faces / "train/s11", tmp_path / f"more/t{i}")
+    data = ["--recognizer", recognizer, "--data", faces / "train", tmp_path / "more", "--out", tmp_path / "pairs.csv"]
+    fails(mine_pairs.main, [*data, "--order", 5, "--count", 121], "of 121 mixes can be had from 16 classes; lower")
+    assert len(calls) < 91  # of the 1,365 mixes that a class is part of
+
+
+def test_the_distance_that_is_told_is_that_of_a_pair(recognizer, faces, tmp_path):
+    """Whatever the order: beside it stands that of all pairs. The CSV has the sum over the pairs of a mix."""
+    out = tmp_path / "mixes.csv"
+    succeed(mine_pairs, *command(recognizer, faces, out, "--order", 3, "--count", 10))  # all there are
+    told, rows = json.loads(out.with_suffix(".json").read_text())["distances"], list(csv.DictReader(open(out)))
+    assert told["chosen_mean"] == pytest.approx(told["mean"], abs=1e-6)  # every pair is in three of the triplets
+    assert np.mean([float(r["distance"]) for r in rows]) == pytest.approx(3 * told["mean"], abs=1e-5)
+
+
 def test_order_one_writes_no_distance(recognizer, faces, tmp_path):
     assert mine_pairs.main(command(recognizer, faces, tmp_path / "all.csv", "--order", 1)) == 0
     assert (tmp_path / "all.csv").read_text().split() == ["class_1", "s11", "s12", "s13", "s14", "s15"]
@@ -324,8 +345,8 @@ def test_order_one_writes_no_distance(recognizer, faces, tmp_path):
 @pytest.mark.parametrize(
     "more, words",
     [
-        (["--count", 11], ["only 10 of 11", "--max-uses"]),
-        (["--count", 5, "--max-uses", 1], ["only 2 of 5"]),
+        (["--count", 11], ["only 10 of 11", "classes; lower --count"]),
+        (["--count", 5, "--max-uses", 1], ["only 2 of 5", "at most 1; raise --max-uses"]),
         (["--order", 6], ["at least 6"]),
         (["--strategy", "far"], ["--strategy"]),
         (["--count", -1], ["--count"]),

@@ -1,6 +1,7 @@
 """Image folders, run directories, one-line errors: what every stage stands on."""
 
 import argparse
+import gc
 import json
 import pickle
 import shutil
@@ -269,11 +270,29 @@ def test_every_bad_end_is_one_line_and_a_code(capsys):
         ends(ZeroDivisionError())
 
 
-def test_products_are_in_float32_whatever_the_environment_says():
-    """TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which some containers set, makes the default "high"."""
+def test_products_and_convolutions_are_in_float32_whatever_the_environment_says():
+    """TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1, which some containers set, makes the default of products "high"; that of
+    convolutions is TF32 everywhere."""
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
     assert stage.command(lambda argv: None)() == 0
-    assert torch.get_float32_matmul_precision() == "highest"
+    assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+
+
+def test_what_fits_counts_the_sets_that_are_kept(tmp_path, monkeypatch):
+    """Of memory for four and a half of the set, a third is one and a half: one is kept, a second beside it is not."""
+    (tmp_path / "a").mkdir()
+    for i in range(4):
+        Image.new("L", (8, 8), 10 * i).save(tmp_path / f"a/{i}.png")
+    gc.collect()
+    held = sum(x.pixels.nbytes for x in stage.Images.alive if x.pixels is not None)  # by other tests
+    monkeypatch.setattr(stage, "getrlimit", lambda _: (3 * (held + 4 * 3 * 64 * 3 // 2), -1))
+    one, two = (stage.Images([tmp_path], 8, 3) for _ in range(2))
+    assert one.pixels is not None and two.pixels is None
+    assert torch.equal(one[torch.tensor([3, 1])], two[torch.tensor([3, 1])])
+    del one
+    gc.collect()
+    assert stage.Images([tmp_path], 8, 3).pixels is not None
 
 
 def test_a_main_memory_that_is_full_does_not_make_a_file_damaged():
