@@ -53,8 +53,9 @@ def draw_against(path: Path, rows: dict, far: str, places: dict, label: str) -> 
         for arm, x in places.items():
             gap = 100 * np.subtract(*pool(rows, metric, arm, "real"))
             axis.plot([x, x], interval(gap), "C0-", [x], gap[:1], "C0s")
-            axis.annotate(f" {arm}", (x, gap[0]))
-        axis.margins(x=0.15)
+            n = sum(a == arm for *_, a in rows)
+            axis.annotate(f" {arm}, {n} row{'s' * (n > 1)}", (x, gap[0]))
+        axis.margins(x=0.3)
         axis.axhline(0, color="gray", lw=1)
         axis.set(title=title, xlabel=label, ylabel="points against real; below: fewer errors")
     save_figure(figure, path)

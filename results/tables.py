@@ -395,12 +395,12 @@ def main(argv=None):
     distances = {a: np.mean([r["distances"]["chosen_mean"] for r in pairs[a]]) for a in ("close", "random", "far")
                  if a in pairs}
     amounts = {a: np.mean([r["count"] for r in pairs[a]]) for a in ("half", "far", "double", "quadruple") if a in pairs}
-    for name, places, label in (("distance", distances, "mean cosine distance of the pairs"),
-                                ("amount", amounts, "number of far pairs")):
+    for name, places, form, label in (("distance", distances, ".3g", "mean cosine distance of the pairs"),
+                                      ("amount", amounts, ",.0f", "number of far pairs")):
         for arm, value in places.items():
             numbers.add(f"pairs: {name}", value, arm=arm)
         if len(places) > 1:
-            lines += ["", f"{label.capitalize()}: " + ", ".join(f"{a} {v:.3g}" for a, v in places.items())
+            lines += ["", f"{label.capitalize()}: " + ", ".join(f"{a} {v:{form}}" for a, v in places.items())
                       + f" ([figure]({name}.png))."]
             draw_against(folder / f"{name}.png", own, far, places, label)
     stage.write_text(folder / "table.md", "\n".join(lines) + "\n")
