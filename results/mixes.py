@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parent.parent)]
 
 import stage  # noqa: E402
-from orders import SETS, read_lines  # noqa: E402
+from orders import SETS, parse_folder, read_lines  # noqa: E402
 from pooling import ARMS  # noqa: E402
 from report import pyplot, save_figure  # noqa: E402
 from tables import bounds  # noqa: E402
@@ -71,11 +71,11 @@ def table(sets: dict) -> str:
 def draw(path: Path, sets: dict) -> None:
     """The figure, of the mixes of the four sets; reproductions are not mixes, and left out."""
     figure, axes = pyplot().subplots(1, 2, figsize=(11, 4.2), layout="constrained", sharey=True)
-    real = {name: arms["real"]["consistency"] for name, arms in sets.items()}
     for axis, (metric, label) in zip(axes, AXES.items()):
         for i, name in enumerate(SETS):
-            points = {arm: (x[metric] / real[name] ** (metric == "consistency"), *x["gap"])
-                      for arm, x in sets[name].items() if arm in MARKERS and "gap" in x}
+            unit = sets[name]["real"]["consistency"] if metric == "consistency" else 1
+            points = {arm: (x[metric] / unit, *x["gap"]) for arm, x in sets[name].items()
+                      if arm in MARKERS and "gap" in x}
             for arm, (place, value, low, high) in points.items():
                 axis.plot([place, place], [low, high], f"C{i}", lw=1, alpha=0.4)
                 axis.plot(place, value, f"C{i}{MARKERS[arm]}")
@@ -91,9 +91,7 @@ def draw(path: Path, sets: dict) -> None:
 
 @stage.command
 def main(argv=None):
-    parser = stage.Parser(__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="the results (default: these)")
-    folder = parser.parse_args(argv).folder
+    folder = parse_folder(__doc__, argv)
     sets = {name: read(folder / name) for name in FOLDERS}
     draw(folder / "mixes.png", sets)
     text = "# What the added images of each set are like\n\n" + HEAD + table(sets)

@@ -106,11 +106,16 @@ def draw(path: Path, gaps: dict) -> None:
     save_figure(figure, path)
 
 
+def parse_folder(doc: str, argv) -> Path:
+    """The folder with the results of all sets, which --folder may name, of a script with this docstring."""
+    parser = stage.Parser(doc)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="the results (default: these)")
+    return parser.parse_args(argv).folder
+
+
 @stage.command
 def main(argv=None):
-    parser = stage.Parser(__doc__)
-    parser.add_argument("--folder", type=Path, default=Path(__file__).parent, help="the results (default: these)")
-    folder = parser.parse_args(argv).folder
+    folder = parse_folder(__doc__, argv)
     gaps = {name: read_gaps(folder / name) for name in SETS}
     text, lines = table(gaps)
     draw(folder / "orders.png", gaps)
