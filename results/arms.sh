@@ -100,6 +100,7 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     condition-close) mine+=(--space condition --generator "$D/generator" --strategy close) ;;
     half) mine+=(--count $((count / 2))) ;;
     double) mine+=(--count $((count * 2))) ;;
+    triple) mine+=(--count $((count * 3))) ;;
     quadruple) mine+=(--count $((count * 4))) ;;
     backbone) miner "$1" "$seed" larger; miner=$D/larger-$seed ;;
     remined) images "$1" far; miner "$1" "$seed" far; miner=$D/far-$seed ;;
@@ -108,7 +109,9 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
     heun32) sample+=(--solver heun --steps 32) ;;
     dirichlet) sample+=(--dirichlet 2) ;;
     window) sample+=(--window 0.5 1e9) ;;
-    unstarted) sampler="--guidance 2" ;;  # and nothing else of the set's own
+    many) sample+=(--per-class 20) ;;
+    started) sampler="--guidance 3 --start 3" ;;  # and nothing else of the set's own
+    unstarted) sampler="--guidance 2" ;;  # likewise
     autoguided)  # wants GENERATOR with --keep-every 500, as in orl/run.sh
       sample+=(--guide "$D/generator/model-500.pt" --autoguidance 1.5) ;;
     frozen) train=(--conditions frozen --recognizer "$D/real-$seed") ;;

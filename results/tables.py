@@ -42,7 +42,8 @@ PAIRS = [("far", "random"), ("random", "close"), ("random", "auggen"), ("far", "
          ("far", "mixup"), ("far", "triplet"), ("far", "condition-far"), ("condition-far", "condition-close"),
          ("far", "ddpm25"), ("far", "heun32"), ("far", "dpm6"), ("ddpm8", "real"), ("ddpm8", "far"),
          ("ddpm8", "heun32"), ("dpm6", "ddpm8"), ("dpm6", "heun32"), ("far", "half"), ("double", "far"),
-         ("quadruple", "far"), ("backbone", "far"), ("remined", "far"), ("continued", "far")]  # compared as well
+         ("triple", "far"), ("quadruple", "far"), ("many", "far"), ("started", "far"), ("backbone", "far"),
+         ("remined", "far"), ("continued", "far")]  # compared as well
 METRICS = {"eer": "EER", "miss": "1 - TAR", "auc": "AUC", "rank1": "rank-1"}
 FIELDS = ["what", "arm", "against", "steps", "fold", "seed", "metric", "value", "std", "low", "high", "p", "rows"]
 
@@ -394,7 +395,8 @@ def main(argv=None):
     pairs = {a: v for a, v in read_reports(folder / "pairs").items() if any(a == b for *_, b in own)}
     distances = {a: np.mean([r["distances"]["chosen_mean"] for r in pairs[a]]) for a in ("close", "random", "far")
                  if a in pairs}
-    amounts = {a: np.mean([r["count"] for r in pairs[a]]) for a in ("half", "far", "double", "quadruple") if a in pairs}
+    amounts = {a: np.mean([r["count"] for r in pairs[a]])
+               for a in ("half", "far", "double", "triple", "quadruple") if a in pairs}
     for name, places, form, label in (("distance", distances, ".3g", "mean cosine distance of the pairs"),
                                       ("amount", amounts, ",.0f", "number of far pairs")):
         for arm, value in places.items():

@@ -65,7 +65,7 @@ MINED = {
     "condition-far": {"space": "condition"},
     "condition-close": {"space": "condition", "strategy": "close"},
 }
-AMOUNT = {"half": 0.5, "double": 2, "quadruple": 4}
+AMOUNT = {"half": 0.5, "double": 2, "triple": 3, "quadruple": 4}
 CLASSES = 4  # that the stand-in for prepare_data.py writes
 SAMPLED = {
     "auggen": {"mix": "condition", "weights": [0.7, 0.7]},
@@ -74,6 +74,8 @@ SAMPLED = {
     "dpm6": {"solver": "dpm++", "steps": 6},
     "heun32": {"solver": "heun", "steps": 32},
     "dirichlet": {"dirichlet": 2},
+    "many": {"per_class": 20},
+    "started": {"guidance": 3, "start": 3, "correlation": 0},
     "unstarted": {"guidance": 2, "start": None, "correlation": 0},
     "window": {"window": [0.5, 1e9]},
     "autoguided": {"autoguidance": 1.5},
