@@ -34,7 +34,7 @@ ARMS = {"real": "real", "far": "real + far pairs (ScoreMix)", "random": "real + 
         "continued": "real + far pairs, continued from the recogniser that mined (its steps come on top)",
         "dirichlet": "real + far pairs, weights from Dirichlet(2)",
         "window": "real + far pairs, mixed at noise levels above 0.5 alone",
-        "started": "real + far pairs, sampled from noised images, guidance 3",
+        "started": "real + far pairs, from noised images, guidance 3, no shared noise",
         "unstarted": "real + far pairs, sampled from noise alone, guidance 2",
         "autoguided": "real + far pairs, autoguidance 1.5",
         "frozen": "real + far pairs, generator with frozen conditions",
