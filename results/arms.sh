@@ -177,7 +177,8 @@ row() {  # U FOLD SEED ARM: retrain and evaluate
 pictures() {  # U SEED: mixes, reproductions, the mixes nearest to a training image; the ROC of the five main arms
   local D=$RUNS/$1 runs=() arm
   [ -e "$D/audit-far/audit.json" ] || return 0
-  cp "$D/far/preview.png" "results/$SET/mixes.png"  cp "$D/audit-far/nearest.png" "results/$SET/nearest.png"
+  cp "$D/far/preview.png" "results/$SET/mixes.png"
+  cp "$D/audit-far/nearest.png" "results/$SET/nearest.png"
   [ ! -e "$D/started/preview.png" ] || cp "$D/started/preview.png" "results/$SET/started.png"
   cp "$(find "$D/generator" -name 'samples-*.png' | sort -V | tail -n 1)" "results/$SET/samples.png"
   for arm in real far random close reproduction; do
