@@ -3,7 +3,7 @@
     python sample_scoremix.py --generator runs/demo/generator --pairs runs/demo/pairs.csv --out runs/demo/mixed
 
 Reads   a generator, and a CSV with the columns class_1, class_2, ... (one column: the class is reproduced, not mixed);
-        with --start the images as well that the generator was trained on.
+        with --start the images as well that the generator was trained on, from --data if they have moved.
 Writes  OUT/<class_1>+<class_2>/<index>.png, OUT/manifest.csv, OUT/preview.png (real, reproduced, mixed).
 
 The same command goes on after a stop, and gives the same images on a CPU. Sources: ScoreMix (Rahimi & Marcel 2026,
@@ -49,6 +49,8 @@ def parse_args(argv=None):
     g = parser.add_argument_group("inputs and output")
     g.add_argument("--generator", required=True, metavar="RUN", help="run of train_diffusion.py, or a model.pt")
     g.add_argument("--pairs", required=True, metavar="FILE", help="CSV of mine_pairs.py: which classes to mix")
+    g.add_argument("--data", nargs="+", metavar="DIR", help="where the images that the generator was trained on are "
+                   "now, for --start and the preview (default: where they were then)")
     g.add_argument("--out", required=True, metavar="DIR", help="the mixed image folder, a run directory as well")
     g = parser.add_argument_group("mixing")
     g.add_argument("--per-class", type=stage.number(int, 1), metavar="N", help="images of each new class "
@@ -358,13 +360,15 @@ def read_files(saved: dict) -> dict[str, list]:
     try:
         classes, paths, labels = stage.scan(saved["data"])
     except stage.StageError as error:
-        raise stage.StageError(f"--start needs the images that the generator was trained on: {error}") from None
+        raise stage.StageError(f"needs the images that the generator was trained on: {error}; --data says where they "
+                               "are") from None
     files = {c: [] for c in classes}
     for path, label in zip(paths, labels):
         files[classes[label]].append(path)
     if missing := set(saved["classes"]) - set(files):
-        raise stage.StageError(f"--start needs the images that the generator was trained on: {saved['data']} holds no "
-                               f"class {min(missing)!r}")
+        raise stage.StageError("needs the images that the generator was trained on: "
+                               f"{' '.join(map(str, saved['data']))} holds no class {min(missing)!r}; --data says "
+                               "where they are")
     return files
 
 
@@ -417,10 +421,11 @@ def run(args) -> None:
     flops = flops_of(model, config, device)
     inputs, weak_flops = {"generator": saved["path"], "pairs": args.pairs}, 0
     times, files = timesteps(schedule, args.solver, args.steps, args.start), None
-    if args.start:
-        if len(set(times)) < len(times):
-            raise stage.StageError(f"--start {args.start:g} leaves less than {args.steps} steps of the training to go; "
-                                   "raise it, or lower --steps")
+    if args.start and len(set(times)) < len(times):
+        raise stage.StageError(f"--start {args.start:g} leaves less than {args.steps} steps of the training to go; "
+                               "raise it, or lower --steps")
+    saved["data"] = args.data or saved["data"]
+    if args.start or args.data:
         files, inputs["data"] = read_files(saved), saved["data"]
     if args.guide:
         weak, guide = load_guide(args.guide, saved, device)
@@ -444,7 +449,7 @@ def run(args) -> None:
             weak_denoise = mixed_denoiser(weak, schedule, predict, y, shares, 1.0, False, args.mix, args.window)
             denoise = autoguided(denoise, weak_denoise, args.autoguidance)
         start = None
-        if files:
+        if args.start:
             chosen = [start_image(args.seed, *key, [files[c] for c in mix]) for key, mix in zip(keys, names)]
             start = np.stack([stage.decode(p, config["size"], config["channels"]) for p in chosen])  # (B, H, W, C)
             start = rearrange(torch.from_numpy(start).to(device), "b h w c -> b c h w") / 127.5 - 1

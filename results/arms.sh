@@ -86,7 +86,8 @@ images() {  # U ARM: mine, sample and audit the images of an arm, if it has any
   classes=$(find "$D/$DATA/train/" -mindepth 1 -maxdepth 1 | wc -l)
   count=$((classes * ${MIXES:-5}))
   [[ $SAMPLER != *--guidance* ]] || double=8  # of AugGen's images each costs 2 evaluations a step then, of ours 3
-  miner=$D/real-$seed mine=(--seed "$seed" ${MIXES:+--count $count}) sample=(--seed "$seed")
+  miner=$D/real-$seed mine=(--seed "$seed" ${MIXES:+--count $count})
+  sample=(--seed "$seed" --data "$D/data/train")  # all, which a kept generator knows in a validation too
   case $arm in
     real | larger | mixup) return 0 ;;
     far) ;;

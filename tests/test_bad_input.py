@@ -227,7 +227,7 @@ mine_pairs --count 0|-1|nan|99999999999; --order 0|99|-1|1; --max-uses 0|-1; --s
 mine_pairs --strategy nan; --device meta
 sample_scoremix --per-class 0|-1|nan; --steps 0|1001|nan; --weights nan nan|inf 0|1e9 -1e9||0.5 0.5 0|0 0
 sample_scoremix --dirichlet 0|nan|-1; --guidance nan|-1|1e9; --eta -1|2; --solver ddim --eta nan|euler; --batch 0|-1
-sample_scoremix --correlation nan|-0.1|2; --start 0|-1|nan|inf
+sample_scoremix --correlation nan|-0.1|2; --start 0|-1|nan|inf; --data |nowhere
 sample_scoremix --seed -1|1e3; --window nan 1|-1 1|9 1|1; --device meta; --pairs nowhere|.; --generator nowhere
 evaluate --draws 0|-1|nan; --seed -1; --mean nan|300; --std 0|nan; --bgr; --keep-norm; --arch x; --gallery x
 evaluate --probe x; --model; --device meta; --pairs nowhere; --templates nowhere; --embeddings nowhere

@@ -181,6 +181,7 @@ def test_every_command_of_every_arm_is_one_that_its_script_takes(results, tmp_pa
         elif arm == "auggen-double":  # as many evaluations as the pairs: of 5 images, each of 2 calls a step, or 3
             expected = expected | {"per_class": 10 if plain["guidance"] == 1 else 8}
         assert {n: getattr(a, n) for n in plain} == plain | expected, arm
+        assert a.data == [f"{D}/data/train"], arm
         assert a.pairs == f"{D}/{arm}.csv" and a.generator == f"{D}/generator" + f"-{arm}" * (arm in OWN_GENERATOR)
     measured = [(a.generator, a.recognizer, a.data) for a in of(commands, "alignment.py")]
     assert measured == [(f"{D}/generator", f"{D}/real-{seed}", [f"{D}/data/train"])]
@@ -280,6 +281,8 @@ def test_models_that_are_kept_are_not_trained_again(results, tmp_path):
     assert code == 0 and [Path(a.out).name for a in of(commands, "train_recognizer.py")] == ["close-0"]
     code, commands = results("lfw", ARMS="far", SEEDS="0", VALIDATION="x")
     assert code == 0 and len(of(commands, "train_diffusion.py")) == 1  # the models are not those of other classes
+    (sampled,) = of(commands, "sample_scoremix.py")
+    assert sampled.data == ["runs/lfw/validation/x/0/data/train"]  # all training classes, for a generator of all
 
 
 def test_a_mining_recogniser_leaves_the_cost_of_a_finished_row_alone(results, tmp_path):

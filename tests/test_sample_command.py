@@ -95,7 +95,18 @@ def test_starts_from_training_images_pass_their_light_on(generator, faces, tmp_p
     saved = torch.load(generator / "model.pt", weights_only=True)
     torch.save(saved | {"data": [str(tmp_path / "gone")]}, moved)
     assert sample_scoremix.main(command(moved, pairs, tmp_path / "new", "--start", "3")) == 2
-    assert "--start needs the images" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    assert "--data says where" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    part = tmp_path / "part"  # another folder, without one of its classes
+    (part / "s11").mkdir(parents=True)
+    shutil.copy(files[0][0], part / "s11")
+    for data in (part, tmp_path / "nowhere"):
+        wrong = command(moved, pairs, tmp_path / "new", "--data", str(data))  # for the preview alone
+        assert sample_scoremix.main(wrong) == 2 and not (tmp_path / "new").exists()
+        assert "--data says where" in capsys.readouterr().err
+    found = command(moved, pairs, tmp_path / "new", "--start", "0.05", "--data", str(faces / "train"))
+    assert sample_scoremix.main(found) == 0 and "without real images" not in capsys.readouterr().out
+    old, new = pixels(tmp_path / "out"), pixels(tmp_path / "new")
+    assert [(p.name, v.tolist()) for p, v in old.items()] == [(p.name, v.tolist()) for p, v in new.items()]
 
 
 def test_three_columns_and_given_weights(generator, tmp_path):
