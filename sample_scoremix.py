@@ -359,16 +359,13 @@ def read_files(saved: dict) -> dict[str, list]:
     """Class -> the files of its images, those that the generator was trained on."""
     try:
         classes, paths, labels = stage.scan(saved["data"])
+        if missing := set(saved["classes"]) - set(classes):
+            raise stage.StageError(f"{' '.join(map(str, saved['data']))} holds no class {min(missing)!r}")
     except stage.StageError as error:
-        raise stage.StageError(f"needs the images that the generator was trained on: {error}; --data says where they "
-                               "are") from None
+        raise stage.StageError(f"needs the generator's training images: {error}; --data says where they are") from None
     files = {c: [] for c in classes}
     for path, label in zip(paths, labels):
         files[classes[label]].append(path)
-    if missing := set(saved["classes"]) - set(files):
-        raise stage.StageError("needs the images that the generator was trained on: "
-                               f"{' '.join(map(str, saved['data']))} holds no class {min(missing)!r}; --data says "
-                               "where they are")
     return files
 
 
@@ -377,9 +374,8 @@ def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: in
     size, channels = saved["config"]["size"], saved["config"]["channels"]
     mixes = [mixes[i] for i in np.unique(np.linspace(0, len(mixes) - 1, 8).round().astype(int))]
     try:
-        classes, paths, labels = stage.scan(saved["data"])
-        first = {classes[label]: p for label, p in reversed(list(zip(labels, paths)))}
-        real = {c: stage.decode(first[c], size, channels) for mix in mixes for c in mix if c in first}
+        files = read_files(saved)
+        real = {c: stage.decode(files[c][0], size, channels) for mix in mixes for c in mix}
     except (stage.StageError, OSError) as error:  # no picture is worth the images that are drawn
         print(f"the preview is without real images: {error}")
         real = {}
@@ -422,8 +418,7 @@ def run(args) -> None:
     inputs, weak_flops = {"generator": saved["path"], "pairs": args.pairs}, 0
     times, files = timesteps(schedule, args.solver, args.steps, args.start), None
     if args.start and len(set(times)) < len(times):
-        raise stage.StageError(f"--start {args.start:g} leaves less than {args.steps} steps of the training to go; "
-                               "raise it, or lower --steps")
+        raise stage.StageError(f"--start {args.start} leaves no {args.steps} training steps; raise it or lower --steps")
     saved["data"] = args.data or saved["data"]
     if args.start or args.data:
         files, inputs["data"] = read_files(saved), saved["data"]
