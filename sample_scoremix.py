@@ -49,8 +49,7 @@ def parse_args(argv=None):
     g = parser.add_argument_group("inputs and output")
     g.add_argument("--generator", required=True, metavar="RUN", help="run of train_diffusion.py, or a model.pt")
     g.add_argument("--pairs", required=True, metavar="FILE", help="CSV of mine_pairs.py: which classes to mix")
-    g.add_argument("--data", nargs="+", metavar="DIR", help="where the images that the generator was trained on are "
-                   "now, for --start and the preview (default: where they were then)")
+    g.add_argument("--data", nargs="+", metavar="DIR", help="the generator's training images, if they have moved")
     g.add_argument("--out", required=True, metavar="DIR", help="the mixed image folder, a run directory as well")
     g = parser.add_argument_group("mixing")
     g.add_argument("--per-class", type=stage.number(int, 1), metavar="N", help="images of each new class "
@@ -355,11 +354,11 @@ def load_guide(path, saved: dict, device) -> tuple[UNet, dict]:
     return weak, guide
 
 
-def read_files(saved: dict) -> dict[str, list]:
-    """Class -> the files of its images, those that the generator was trained on."""
+def read_files(saved: dict, mixes: list) -> dict[str, list]:
+    """Class -> the files of its images, those that the generator was trained on; at least of all that are mixed."""
     try:
         classes, paths, labels = stage.scan(saved["data"])
-        if missing := set(saved["classes"]) - set(classes):
+        if missing := {c for mix in mixes for c in mix} - set(classes):
             raise stage.StageError(f"{' '.join(map(str, saved['data']))} holds no class {min(missing)!r}")
     except stage.StageError as error:
         raise stage.StageError(f"needs the generator's training images: {error}; --data says where they are") from None
@@ -374,7 +373,7 @@ def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: in
     size, channels = saved["config"]["size"], saved["config"]["channels"]
     mixes = [mixes[i] for i in np.unique(np.linspace(0, len(mixes) - 1, 8).round().astype(int))]
     try:
-        files = read_files(saved)
+        files = read_files(saved, mixes)
         real = {c: stage.decode(files[c][0], size, channels) for mix in mixes for c in mix}
     except (stage.StageError, OSError) as error:  # no picture is worth the images that are drawn
         print(f"the preview is without real images: {error}")
@@ -418,10 +417,11 @@ def run(args) -> None:
     inputs, weak_flops = {"generator": saved["path"], "pairs": args.pairs}, 0
     times, files = timesteps(schedule, args.solver, args.steps, args.start), None
     if args.start and len(set(times)) < len(times):
-        raise stage.StageError(f"--start {args.start} leaves no {args.steps} training steps; raise it or lower --steps")
-    saved["data"] = args.data or saved["data"]
+        raise stage.StageError(f"--start {args.start}: {args.steps} steps do not fit; raise it or lower --steps")
     if args.start or args.data:
-        files, inputs["data"] = read_files(saved), saved["data"]
+        saved["data"], args.data = args.data or saved["data"], None  # where they lie changes nothing
+        files = read_files(saved, mixes)
+        inputs |= {"data": saved["data"]} if args.start else {}
     if args.guide:
         weak, guide = load_guide(args.guide, saved, device)
         inputs["guide"] = guide["path"]
