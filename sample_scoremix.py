@@ -368,12 +368,12 @@ def read_files(saved: dict, mixes: list) -> dict[str, list]:
     return files
 
 
-def write_preview(path: Path, mixes: list, reproduce, saved: dict, per_class: int) -> None:
+def write_preview(path: Path, mixes: list, reproduce, saved: dict, files: dict | None, per_class: int) -> None:
     """A picture, a row for each of up to 8 mixes: real a, reproduced a, mixes, reproduced b, real b."""
     size, channels = saved["config"]["size"], saved["config"]["channels"]
     mixes = [mixes[i] for i in np.unique(np.linspace(0, len(mixes) - 1, 8).round().astype(int))]
     try:
-        files = read_files(saved, mixes)
+        files = files or read_files(saved, mixes)
         real = {c: stage.decode(files[c][0], size, channels) for mix in mixes for c in mix}
     except (stage.StageError, OSError) as error:  # no picture is worth the images that are drawn
         print(f"the preview is without real images: {error}")
@@ -415,13 +415,12 @@ def run(args) -> None:
     shape = config["channels"], config["size"], config["size"]
     flops = flops_of(model, config, device)
     inputs, weak_flops = {"generator": saved["path"], "pairs": args.pairs}, 0
-    times, files = timesteps(schedule, args.solver, args.steps, args.start), None
-    if args.start and len(set(times)) < len(times):
-        raise stage.StageError(f"--start {args.start}: {args.steps} steps do not fit; raise it or lower --steps")
-    if args.start or args.data:
-        saved["data"], args.data = args.data or saved["data"], None  # where they lie changes nothing
-        files = read_files(saved, mixes)
-        inputs |= {"data": saved["data"]} if args.start else {}
+    times, saved["data"] = timesteps(schedule, args.solver, args.steps, args.start), args.data or saved["data"]
+    if args.start:
+        if len(set(times)) < len(times):
+            raise stage.StageError(f"--start {args.start}: {args.steps} steps do not fit; raise it or lower --steps")
+        inputs["data"] = saved["data"]
+    files = read_files(saved, mixes) if args.start or args.data else None
     if args.guide:
         weak, guide = load_guide(args.guide, saved, device)
         inputs["guide"] = guide["path"]
@@ -478,7 +477,7 @@ def run(args) -> None:
         parts = [rows[i:i + args.batch] for i in range(0, len(rows), args.batch)]
         return np.concatenate([draw([(mix, 0) for mix, _ in p], [(c,) for _, c in p], [[1.0]] * len(p), False)
                                for p in parts])
-    write_preview(out.dir / "preview.png", mixes, reproduce, saved, args.per_class)
+    write_preview(out.dir / "preview.png", mixes, reproduce, saved, files, args.per_class)
 
     def write_manifest(path):
         with open(path, "w", newline="", encoding="utf-8") as file:

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm", ".webp"}  # and what they may hold: a .png that is an EPS
 FORMATS = ("PNG", "JPEG", "BMP", "PPM", "WEBP")  # would make PIL start another program
-FREE = {"out", "device", "log_every", "save_every", "keep_every", "grid_every"}  # arguments that do not change a result
+# arguments that do not change a result: where images lie does not, what lies there is compared as an input
+FREE = {"out", "device", "data", "log_every", "save_every", "keep_every", "grid_every"}
 # when this command began, directory -> its lock file, signal -> when it came, whether one waits for the end of a step
 began, locks, signals, patient, tty = time.monotonic(), {}, {}, False, sys.stderr.isatty()
 # of torchrun (training.join): which process this is (0 alone writes), of how many; its GPU, how many on this machine
@@ -274,13 +275,13 @@ class Run:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # gone with the process, whatever kills it
             self.cost = json.loads(ledger.read_text()) if ledger.exists() else {}
             kept = json.loads(held.read_text()) if held.exists() else {"arguments": {}, "inputs": {}}
-            old, new = [{"stage": c.get("stage"), **c["arguments"], **c["inputs"]}
-                        for c in (kept, json.loads(json.dumps(config)))]
+            old, new = [{"stage": c.get("stage"), **{k: v for k, v in c["arguments"].items() if k not in FREE},
+                         **c["inputs"]} for c in (kept, json.loads(json.dumps(config)))]
         except BlockingIOError:
             raise StageError(f"another process is at work in {self.dir}; wait for it, or change --out") from None
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise StageError(f"{held} or {ledger} is damaged or not ours; choose another --out") from None
-        differ = sorted(k for k in old | new if k not in FREE and old.get(k) != new.get(k))
+        differ = sorted(k for k in old | new if old.get(k) != new.get(k))
         if differ and files - {"config.json", "log.jsonl"}:  # else nothing is lost, and a corrected command may come
             raise StageError(f"{self.dir} holds another run: {', '.join(differ)} differ; delete it or change --out")
         if differ:

@@ -105,6 +105,7 @@ def test_starts_from_training_images_pass_their_light_on(generator, faces, tmp_p
         assert "--data says where" in capsys.readouterr().err
     found = command(moved, pairs, tmp_path / "new", "--start", "0.05", "--data", str(faces / "train"))
     assert sample_scoremix.main(found) == 0 and "without real images" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "new/config.json").read_text())["arguments"]["data"] == [str(faces / "train")]
     assert sample_scoremix.main(command(moved, pairs, tmp_path / "plain")) == 0
     assert "without real images" in capsys.readouterr().out
     (tmp_path / "plain/manifest.csv").unlink()  # the preview once more: for it alone, the folder is no other setting
